@@ -1,0 +1,148 @@
+"""The Engine contract: something that answers. Local runtimes, remote servers, replays and the router itself all are one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from .deadline import Deadline
+from .errors import PromptTooLong, UnsupportedModality, UnsupportedParameter
+from .messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, TensorRequest, Tensors
+
+Locality = Literal["vehicle", "cloud"]
+Capability = Literal[
+    "chat", "completions", "embeddings", "tensors", "tools", "json_schema", "logprobs", "prefill", "lora"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per million tokens."""
+
+    input_usd: float = 0.0
+    output_usd: float = 0.0
+
+    def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return (prompt_tokens * self.input_usd + completion_tokens * self.output_usd) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCard:
+    """What an engine is and can do. ``id`` is unique in a process; ``model`` is what it is called upstream.
+
+    ``prefill``: the engine goes on from a partial answer (``ChatRequest.continue_from``) without repeating it.
+    """
+
+    id: str
+    locality: Locality
+    model: str = ""
+    modalities: frozenset[str] = frozenset({"text"})
+    capabilities: frozenset[Capability] = frozenset({"chat"})
+    context_tokens: int = 0
+    price: Price = field(default_factory=Price)
+
+    def can(self, capability: Capability) -> bool:
+        return capability in self.capabilities
+
+    def refuse_unfit(self, request: ChatRequest) -> None:
+        """Raise by name what in ``request`` this engine must not attempt; return when it may.
+
+        Errors: :class:`UnsupportedModality`, :class:`UnsupportedParameter`, :class:`PromptTooLong` (by a lower bound of
+        the token count: an engine that counts exactly raises it again).
+        """
+        missing = request.modalities() - self.modalities
+        if missing:
+            raise UnsupportedModality(
+                f"The model '{self.id}' cannot read {', '.join(sorted(missing))} input.", param="messages"
+            )
+        wanted: list[tuple[bool, Capability, str]] = [
+            (bool(request.tools), "tools", "tools"),
+            (
+                request.response_format is not None and request.response_format.type != "text",
+                "json_schema",
+                "response_format",
+            ),
+            (bool(request.logprobs), "logprobs", "logprobs"),
+            (request.prompt is not None, "completions", "prompt"),
+        ]
+        for asked, capability, param in wanted:
+            if asked and not self.can(capability):
+                raise UnsupportedParameter(f"The model '{self.id}' does not support '{param}'.", param=param)
+        # A token is at most about 16 bytes of running text in today's vocabularies; only hopeless prompts are refused here.
+        if self.context_tokens and len(request.text()) > 16 * self.context_tokens:
+            raise PromptTooLong(
+                f"The prompt is longer than the context of '{self.id}' ({self.context_tokens} tokens).",
+                param="messages",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """``queue``: requests waiting or running; ``eta_s``: seconds until a new request would start."""
+
+    state: Literal["ready", "loading", "busy", "down"]
+    queue: int = 0
+    eta_s: float = 0.0
+    reason: str = ""
+
+
+class Engine(Protocol):
+    """See ``docs/adr/0002-engine.md``. Closing the iterator of ``generate`` stops the work within one token.
+
+    ``generate`` raises :class:`~codriver.core.errors.CodriverError` and nothing else; a stream that ends without an error ended with a
+    ``finish_reason``.
+    """
+
+    @property
+    def card(self) -> EngineCard: ...
+
+    def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncIterator[ChatChunk]: ...
+
+    async def embed(self, request: EmbedRequest, deadline: Deadline) -> Embeddings: ...
+
+    async def infer(self, request: TensorRequest, deadline: Deadline) -> Tensors: ...
+
+    def health(self) -> Health: ...
+
+    async def aclose(self) -> None: ...
+
+
+class TextOnly:
+    """For engines that only chat: ``embed`` and ``infer`` refuse by name."""
+
+    card: EngineCard
+
+    async def embed(self, request: EmbedRequest, deadline: Deadline) -> Embeddings:
+        raise UnsupportedModality(f"The model '{self.card.id}' does not make embeddings.", param="model")
+
+    async def infer(self, request: TensorRequest, deadline: Deadline) -> Tensors:
+        raise UnsupportedModality(f"The model '{self.card.id}' does not run tensor graphs.", param="model")
+
+
+class LinkObserver(Protocol):
+    """Told by remote engines what they see of the link, so that the router judges it without extra traffic."""
+
+    def sent(self) -> None:
+        """A request's bytes were handed to the network; an answer is now awaited."""
+
+    def received(self, count_bytes: int) -> None:
+        """Bytes came back."""
+
+    def settled(self) -> None:
+        """One awaited answer is complete, cancelled or failed: it is no longer outstanding."""
+
+    def failed(self, reason: str) -> None:
+        """A connection was refused, reset or cut."""
+
+
+class NoLink:
+    """The observer for engines whose link nobody watches."""
+
+    def sent(self) -> None: ...
+
+    def received(self, count_bytes: int) -> None: ...
+
+    def settled(self) -> None: ...
+
+    def failed(self, reason: str) -> None: ...

@@ -1,0 +1,101 @@
+"""The attempt plan: what the router decides, and the only thing the executor runs.
+
+A plan is data: it can be printed, logged, compared and tested without a model. A request marked ``local_only`` cannot get a plan
+that holds a cloud engine: the constructor refuses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from .engine import Locality
+from .messages import Failover, Privacy
+
+Start = Literal["at_once", "after_failure", "after_rejection"]
+
+
+class PlanError(ValueError):
+    """A plan that must not exist was about to be built: a defect in the router, never the caller's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """When a draft is good enough to be the answer.
+
+    ``min_confidence``: the least calibrated probability that the draft is right. ``probe_tokens``: the first
+    verdict falls after this many tokens (or at the draft's end), so that a poor draft is given up while it is
+    still being written. ``schema``: the finished draft must also parse as JSON and satisfy the asked schema.
+    """
+
+    min_confidence: float = 0.5
+    probe_tokens: int = 8
+    schema: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One engine's turn.
+
+    ``first_token_s`` and ``inter_token_s`` are the longest waits for a first and a following token, ``total_s`` the
+    attempt's own bound; all three also end with the plan's deadline. ``on_late_death`` says what happens when the engine dies
+    after the client has part of its answer; a death before that always moves on to the next attempt.
+    """
+
+    engine: str
+    locality: Locality
+    why: str
+    start: Start = "after_failure"
+    first_token_s: float = math.inf
+    inter_token_s: float = math.inf
+    total_s: float = math.inf
+    gate: Gate | None = None
+    on_late_death: Failover = "resume"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptPlan:
+    """Attempts in order, under one deadline and one budget.
+
+    ``deadline_s`` counts from the request's arrival. ``budget_usd`` of ``inf`` means unbounded. ``link`` is the link's state as seen
+    when the plan was made. Raises :class:`PlanError` for a plan that must not exist.
+    """
+
+    attempts: tuple[Attempt, ...]
+    deadline_s: float = math.inf
+    budget_usd: float = math.inf
+    privacy: Privacy = "any"
+    policy: str = "auto"
+    link: str = "up"
+
+    def __post_init__(self) -> None:
+        if not self.attempts:
+            raise PlanError("a plan needs at least one attempt")
+        names = [attempt.engine for attempt in self.attempts]
+        if len(set(names)) != len(names):
+            raise PlanError(f"a plan names an engine twice: {names}")
+        if self.attempts[0].start != "at_once":
+            raise PlanError("a plan's first attempt starts at once")
+        if self.privacy == "local_only":
+            leaks = [attempt.engine for attempt in self.attempts if attempt.locality != "vehicle"]
+            if leaks:
+                raise PlanError(f"a local_only request must not reach {leaks}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a log line or the console; infinite bounds become ``None``."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(member) for key, member in value.items()}
+            if isinstance(value, (list, tuple)):
+                return [plain(member) for member in value]
+            return None if isinstance(value, float) and math.isinf(value) else value
+
+        result: dict[str, Any] = plain(asdict(self))
+        return result
+
+    def explain(self) -> str:
+        """The plan in one sentence."""
+        turns = "; then ".join(f"{a.engine} ({a.why})" for a in self.attempts)
+        return f"link {self.link}, policy {self.policy}: {turns}"
