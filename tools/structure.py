@@ -202,7 +202,9 @@ def check_limits(source: Source, rules: Rules) -> Iterator[Violation]:
         elif isinstance(node, ast.ClassDef) and _is_protocol(node):
             public = {item.name for item in node.body if isinstance(item, _FUNCTIONS) and item.name[0] != "_"}
             if len(public) > rules.max_interface_methods:
-                message = f"interface '{node.name}' has {len(public)} public methods, at most {rules.max_interface_methods}"
+                message = (
+                    f"interface '{node.name}' has {len(public)} public methods, at most {rules.max_interface_methods}"
+                )
                 yield source.broken(node.lineno, "interface_methods", message)
 
 
@@ -263,7 +265,9 @@ def read_sources(root: Path, rules: Rules) -> tuple[list[Source], list[Violation
                 text = file.read_text("utf-8")
                 sources.append(Source(path, inside, text, ast.parse(text, path)))
             except (SyntaxError, UnicodeDecodeError) as error:
-                unreadable.append(Violation(path, getattr(error, "lineno", 1) or 1, "syntax", f"does not parse: {error}"))
+                unreadable.append(
+                    Violation(path, getattr(error, "lineno", 1) or 1, "syntax", f"does not parse: {error}")
+                )
     return sources, unreadable
 
 
