@@ -1,0 +1,157 @@
+"""Prometheus metrics of one process.
+
+A :class:`Metrics` is made once in ``apps/`` and handed in; nothing is global. Rule: label values come from small
+closed sets (routes of the table, engine ids, error codes), never from a request; an engine id beyond the first
+``MAX_ENGINES`` is counted as ``other``, so that a bad configuration cannot make the series grow without end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+MAX_ENGINES = 64
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_LINK_STATES = ("up", "degraded", "down")
+_BREAKER_STATES = ("closed", "open", "half_open")
+
+C = TypeVar("C", Counter, Gauge, Histogram)
+
+
+class Metrics:
+    """Counters, gauges and histograms named ``codriver_*``. Durations are in seconds, money in US dollars."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._engines: set[str] = set()
+        self._children: dict[tuple[object, ...], object] = {}
+        self._define_requests()
+        self._define_attempts()
+        self._define_states()
+
+    def _define_requests(self) -> None:
+        self._requests = self._counter(
+            "codriver_requests", "Requests answered, by route and HTTP status.", "route status"
+        )
+        self._request_s = self._histogram("codriver_request_duration_seconds", "Arrival to last byte.", "route")
+        self._in_flight = Gauge("codriver_requests_in_flight", "Requests being answered now.", registry=self.registry)
+
+    def _define_attempts(self) -> None:
+        self._attempts = self._counter("codriver_attempts", "Attempts at engines, by how they ended.", "engine outcome")
+        self._attempt_s = self._histogram("codriver_attempt_duration_seconds", "Start to end of an attempt.", "engine")
+        self._first_s = self._histogram("codriver_time_to_first_token_seconds", "Start to first token.", "engine")
+        self._tokens = self._counter("codriver_tokens", "Tokens read and written, by engine.", "engine type")
+        self._cost = self._counter("codriver_cost_usd", "What engines charged, in US dollars.", "engine")
+        self._failovers = self._counter(
+            "codriver_failovers", "Answers continued on another engine.", "from_engine to_engine policy"
+        )
+        self._escalations = self._counter("codriver_escalations", "Answers handed to a stronger engine.", "reason")
+
+    def _define_states(self) -> None:
+        self._link_state = self._gauge("codriver_link_state", "1 for the state that the link is in.", "state")
+        self._link_rtt = self._gauge("codriver_link_rtt_seconds", "Round trip time of the link, smoothed.", "")
+        self._link_rate = self._gauge("codriver_link_throughput_bits_per_second", "Rate of the link, smoothed.", "")
+        self._breaker = self._gauge(
+            "codriver_breaker_state", "1 for the state that an engine's circuit breaker is in.", "engine state"
+        )
+
+    def request_ended(self, route: str, status: int, seconds: float) -> None:
+        """``route`` is the pattern of the route table, not the path as asked."""
+        self._child(self._requests, route, str(status)).inc()
+        self._child(self._request_s, route).observe(seconds)
+
+    def attempt_ended(self, engine: str, outcome: str, seconds: float, ttft_s: float | None) -> None:
+        """``outcome`` is ``ok`` or an error code; ``ttft_s`` is None where no token came."""
+        engine = self._bounded(engine)
+        self._child(self._attempts, engine, outcome).inc()
+        self._child(self._attempt_s, engine).observe(seconds)
+        if ttft_s is not None:
+            self._child(self._first_s, engine).observe(ttft_s)
+
+    def tokens(self, engine: str, prompt: int, completion: int) -> None:
+        engine = self._bounded(engine)
+        self._child(self._tokens, engine, "input").inc(prompt)
+        self._child(self._tokens, engine, "output").inc(completion)
+
+    def cost(self, engine: str, usd: float) -> None:
+        self._child(self._cost, self._bounded(engine)).inc(usd)
+
+    def failover(self, from_engine: str, to_engine: str, policy: str) -> None:
+        self._child(self._failovers, self._bounded(from_engine), self._bounded(to_engine), policy).inc()
+
+    def escalated(self, reason: str) -> None:
+        """``reason`` is a word of a closed set, for example ``low_confidence`` or ``schema``."""
+        self._child(self._escalations, reason).inc()
+
+    def link(self, state: str, rtt_s: float | None, throughput_bps: float | None) -> None:
+        """The link as the router sees it; ``state`` is up, degraded or down. None leaves a figure as it was."""
+        for known in _LINK_STATES:
+            self._child(self._link_state, known).set(known == state)
+        if rtt_s is not None:
+            self._link_rtt.set(rtt_s)
+        if throughput_bps is not None:
+            self._link_rate.set(throughput_bps)
+
+    def breaker(self, engine: str, state: str) -> None:
+        """``state`` is closed, open or half_open (half-open is taken too)."""
+        engine, state = self._bounded(engine), state.replace("-", "_")
+        for known in _BREAKER_STATES:
+            self._child(self._breaker, engine, known).set(known == state)
+
+    def in_flight(self, change: int) -> None:
+        """+1 when a request arrives, -1 when it is answered."""
+        self._in_flight.inc(change)
+
+    def render(self) -> tuple[bytes, str]:
+        """The text exposition and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE
+
+    def _bounded(self, engine: str) -> str:
+        if engine in self._engines:
+            return engine
+        if len(self._engines) >= MAX_ENGINES:
+            return "other"
+        self._engines.add(engine)
+        return engine
+
+    def _child(self, metric: C, *labels: str) -> C:
+        # labels() takes a lock and builds strings; a look-up here costs a third of that.
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child  # type: ignore[return-value]
+
+    def _counter(self, name: str, text: str, labels: str) -> Counter:
+        return Counter(name, text, labels.split(), registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: str) -> Gauge:
+        return Gauge(name, text, labels.split(), registry=self.registry)
+
+    def _histogram(self, name: str, text: str, labels: str) -> Histogram:
+        return Histogram(name, text, labels.split(), buckets=_SECONDS, registry=self.registry)
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
+class NoMetrics(Metrics):
+    """Counts nothing; ``render`` gives an empty page."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+    request_ended: Callable[..., None] = staticmethod(_nothing)
+    attempt_ended: Callable[..., None] = staticmethod(_nothing)
+    tokens: Callable[..., None] = staticmethod(_nothing)
+    cost: Callable[..., None] = staticmethod(_nothing)
+    failover: Callable[..., None] = staticmethod(_nothing)
+    escalated: Callable[..., None] = staticmethod(_nothing)
+    link: Callable[..., None] = staticmethod(_nothing)
+    breaker: Callable[..., None] = staticmethod(_nothing)
+    in_flight: Callable[..., None] = staticmethod(_nothing)

@@ -1,0 +1,76 @@
+"""Metrics carry the right names, labels and values, and stay bounded."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from codriver.observe.metrics import MAX_ENGINES, Metrics, NoMetrics
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    page, content_type = metrics.render()
+    assert content_type.startswith("text/plain")
+    families = text_string_to_metric_families(page.decode())
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+def test_requests_and_attempts_are_counted_and_timed() -> None:
+    metrics = Metrics()
+    metrics.in_flight(+1)
+    metrics.request_ended("/v1/chat/completions", 200, 0.2)
+    metrics.attempt_ended("cloud", "ok", 0.15, 0.04)
+    metrics.attempt_ended("cloud", "link_down", 0.01, None)
+    metrics.tokens("cloud", 12, 5)
+    metrics.cost("cloud", 0.002)
+    got = samples(metrics)
+    assert got[key("codriver_requests_total", route="/v1/chat/completions", status="200")] == 1
+    assert got[key("codriver_request_duration_seconds_sum", route="/v1/chat/completions")] == 0.2
+    assert got[key("codriver_requests_in_flight")] == 1
+    assert got[key("codriver_attempts_total", engine="cloud", outcome="link_down")] == 1
+    assert got[key("codriver_time_to_first_token_seconds_count", engine="cloud")] == 1
+    assert got[key("codriver_tokens_total", engine="cloud", type="output")] == 5
+    assert got[key("codriver_cost_usd_total", engine="cloud")] == 0.002
+
+
+def test_states_are_one_hot() -> None:
+    metrics = Metrics()
+    metrics.link("up", 0.05, 2e6)
+    metrics.link("down", None, None)
+    metrics.breaker("cloud", "half-open")
+    metrics.failover("cloud", "vehicle", "resume")
+    metrics.escalated("low_confidence")
+    got = samples(metrics)
+    assert got[key("codriver_link_state", state="up")] == 0
+    assert got[key("codriver_link_state", state="down")] == 1
+    assert got[key("codriver_link_rtt_seconds")] == 0.05
+    assert got[key("codriver_breaker_state", engine="cloud", state="half_open")] == 1
+    assert got[key("codriver_failovers_total", from_engine="cloud", to_engine="vehicle", policy="resume")] == 1
+    assert got[key("codriver_escalations_total", reason="low_confidence")] == 1
+
+
+def test_engine_labels_are_bounded() -> None:
+    metrics = Metrics()
+    for number in range(MAX_ENGINES + 50):
+        metrics.cost(f"engine-{number}", 1.0)
+    costs = {labels: value for (name, labels), value in samples(metrics).items() if name == "codriver_cost_usd_total"}
+    assert len(costs) == MAX_ENGINES + 1
+    assert costs[frozenset({("engine", "other")})] == 50
+
+
+def test_two_instances_share_nothing() -> None:
+    first, second = Metrics(), Metrics()
+    first.cost("a", 1.0)
+    assert not [name for name, _ in samples(second) if name == "codriver_cost_usd_total"]
+
+
+def test_the_null_version_counts_nothing() -> None:
+    metrics = NoMetrics()
+    metrics.in_flight(+1)
+    metrics.request_ended("/x", 200, 0.1)
+    metrics.attempt_ended("cloud", "ok", 0.1, None)
+    metrics.link("up", 0.1, 1.0)
+    assert samples(metrics) == {}
