@@ -61,8 +61,9 @@ $(RIVALS_READY): requirements/rivals.lock $(READY)
 	@touch $@
 
 # A bench finds its rivals in $CODRIVER_RIVALS/bin and says which one it had to leave out.
+# LiteLLM would otherwise fetch its price list from the network at every start.
 bench: $(READY) $(RIVALS_READY)
-	CODRIVER_RIVALS=$(abspath $(RIVALS)) $(BIN)/codriver bench all --quick $(ARGS)
+	LITELLM_LOCAL_MODEL_COST_MAP=True CODRIVER_RIVALS=$(abspath $(RIVALS)) $(BIN)/codriver bench all --quick $(ARGS)
 
 docs: $(READY)
 	$(BIN)/python tools/check_links.py
