@@ -82,6 +82,9 @@ class Answer:
 
     def add(self, chunk: ChatChunk) -> None:
         self.chunks += 1
+        if chunk.codriver and chunk.codriver.get("restart"):
+            # The answer begins anew: what came before is not part of it.
+            self._choices.clear()
         self._id = self._id or chunk.id
         self._model = self._model or chunk.model
         self._created = self._created or chunk.created

@@ -1,8 +1,8 @@
 """Layered configuration: defaults < TOML file < environment < command-line flag.
 
-Each room has one frozen dataclass whose fields are made by :func:`setting`, one sentence each; ``apps/`` composes them into one
-dataclass with a field per section. An unknown key or a bad value is an error that names the key and what is allowed.
-Environment: ``CODRIVER_<SECTION>_<FIELD>``, e.g. ``CODRIVER_GATEWAY_PORT=8000``.
+Each room has one frozen dataclass whose fields are made by :func:`setting`, one sentence each; ``apps/`` composes
+them into one dataclass with a field per section. An unknown key or a bad value is an error that names the key and
+what is allowed. Environment: ``CODRIVER_<SECTION>_<FIELD>``, e.g. ``CODRIVER_GATEWAY_PORT=8000``.
 """
 
 from __future__ import annotations

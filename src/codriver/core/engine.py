@@ -1,4 +1,6 @@
-"""The Engine contract: something that answers. Local runtimes, remote servers, replays and the router itself all are one."""
+"""The Engine contract: something that answers. Local runtimes, remote servers, replays and the router itself all are
+one.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ class EngineCard:
         for asked, capability, param in wanted:
             if asked and not self.can(capability):
                 raise UnsupportedParameter(f"The model '{self.id}' does not support '{param}'.", param=param)
-        # A token is at most about 16 bytes of running text in today's vocabularies; only hopeless prompts are refused here.
+        # A token is at most about 16 bytes of running text: only hopeless prompts are refused here.
         if self.context_tokens and len(request.text()) > 16 * self.context_tokens:
             raise PromptTooLong(
                 f"The prompt is longer than the context of '{self.id}' ({self.context_tokens} tokens).",
@@ -90,8 +92,8 @@ class Health:
 class Engine(Protocol):
     """See ``docs/adr/0002-engine.md``. Closing the iterator of ``generate`` stops the work within one token.
 
-    ``generate`` raises :class:`~codriver.core.errors.CodriverError` and nothing else; a stream that ends without an error ended with a
-    ``finish_reason``.
+    ``generate`` raises :class:`~codriver.core.errors.CodriverError` and nothing else; a stream that ends without an
+    error ended with a ``finish_reason``.
     """
 
     @property

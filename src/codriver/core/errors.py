@@ -6,7 +6,8 @@
     ├── RequestError            the caller can mend it (4xx)
     │   ├── MalformedBody       UnknownModel        UnsupportedModality  UnsupportedParameter
     │   ├── PromptTooLong       BadImage            BodyTooLarge
-    │   └── Unauthorized        Forbidden           RateLimited
+    │   ├── Unauthorized        Forbidden           RateLimited
+    │   └── NotFound            MethodNotAllowed
     ├── EngineError             an engine could not answer (5xx, usually retryable elsewhere)
     │   ├── EngineUnavailable   EngineBusy          EngineDied           UpstreamError
     │   ├── UpstreamRejected    UpstreamMalformed   LinkDown             NoEngineLeft

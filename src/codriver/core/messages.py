@@ -161,7 +161,9 @@ class ChatRequest(Wire):
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     def modalities(self) -> frozenset[str]:
-        """What the request asks an engine to read: ``text`` and, where such parts are present, ``image`` or ``audio``."""
+        """What the request asks an engine to read: ``text`` and, where such parts are present, ``image`` or
+        ``audio``.
+        """
         found = {"text"}
         for message in self.messages:
             if isinstance(message.content, list):
@@ -241,8 +243,8 @@ class Usage(Wire, omit_defaults=False):
 class ChatChunk(Wire, omit_defaults=False):
     """One ``chat.completion.chunk``. ``raw`` is its JSON as it arrived: set ``raw=None`` on any change.
 
-    ``whole`` marks a chunk whose ``raw`` is a complete ``chat.completion`` body, passed through from a server that was not asked
-    to stream; its choices then hold the whole message as one delta.
+    ``whole`` marks a chunk whose ``raw`` is a complete ``chat.completion`` body, passed through from a server that
+    was not asked to stream; its choices then hold the whole message as one delta.
     """
 
     id: str = ""

@@ -1,7 +1,7 @@
 """The attempt plan: what the router decides, and the only thing the executor runs.
 
-A plan is data: it can be printed, logged, compared and tested without a model. A request marked ``local_only`` cannot get a plan
-that holds a cloud engine: the constructor refuses.
+A plan is data: it can be printed, logged, compared and tested without a model. A request marked ``local_only`` cannot
+get a plan that holds a cloud engine: the constructor refuses.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Attempt:
     """One engine's turn.
 
     ``first_token_s`` and ``inter_token_s`` are the longest waits for a first and a following token, ``total_s`` the
-    attempt's own bound; all three also end with the plan's deadline. ``on_late_death`` says what happens when the engine dies
-    after the client has part of its answer; a death before that always moves on to the next attempt.
+    attempt's own bound; all three also end with the plan's deadline. ``on_late_death`` says what happens when the
+    engine dies after the client has part of its answer; a death before that always moves on to the next attempt.
     """
 
     engine: str
@@ -58,8 +58,8 @@ class Attempt:
 class AttemptPlan:
     """Attempts in order, under one deadline and one budget.
 
-    ``deadline_s`` counts from the request's arrival. ``budget_usd`` of ``inf`` means unbounded. ``link`` is the link's state as seen
-    when the plan was made. Raises :class:`PlanError` for a plan that must not exist.
+    ``deadline_s`` counts from the request's arrival. ``budget_usd`` of ``inf`` means unbounded. ``link`` is the
+    link's state as seen when the plan was made. Raises :class:`PlanError` for a plan that must not exist.
     """
 
     attempts: tuple[Attempt, ...]

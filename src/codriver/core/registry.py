@@ -1,7 +1,7 @@
 """One way to name things that are loaded on use: engines, and whatever later rooms make choosable.
 
-An entry is a name and a ``"module:attr"`` string. Nothing is imported until the entry is loaded, so a missing extra costs an entry,
-not the program. Third parties add entries through the entry-point group named after the registry.
+An entry is a name and a ``"module:attr"`` string. Nothing is imported until the entry is loaded, so a missing extra
+costs an entry, not the program. Third parties add entries through the entry-point group named after the registry.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """JSON and server-sent events: bytes to structs and back, without losing fields nobody here knows.
 
-Format: https://html.spec.whatwg.org/multipage/server-sent-events.html (the parts OpenAI-style streams use: ``data`` lines,
-comments, LF or CRLF).
+Format: https://html.spec.whatwg.org/multipage/server-sent-events.html (the parts OpenAI-style streams use: ``data``
+lines, comments, LF or CRLF).
 """
 
 from __future__ import annotations

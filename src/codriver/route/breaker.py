@@ -1,0 +1,69 @@
+"""A circuit breaker per engine: stop asking an engine that keeps failing, and find out cheaply when it is back.
+
+Closed → open after ``failures`` in a row → half-open after a pause that doubles each time → one probe decides. Only
+the engine's own failures count: a request it rightly refused, a client that left, and anything that happened while
+the link was down do not.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from codriver.core.clock import SYSTEM_CLOCK, Clock
+from codriver.core.errors import CodriverError, DeadlineExceeded, EngineBusy, EngineError, LinkDown, UpstreamRejected
+
+from .config import BreakerConfig
+
+BreakerState = Literal["closed", "open", "half-open"]
+
+
+def blames(error: CodriverError) -> bool:
+    """True when this failure is the engine's own and should count against it."""
+    if isinstance(error, (LinkDown, UpstreamRejected)):
+        return False
+    return isinstance(error, (EngineError, DeadlineExceeded))
+
+
+class Breaker:
+    def __init__(self, config: BreakerConfig | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._config = config or BreakerConfig()
+        self._clock = clock
+        self._failures = 0
+        self._opened_times = 0
+        self._open_until_s: float | None = None
+        self._probing = False
+
+    @property
+    def state(self) -> BreakerState:
+        if self._open_until_s is None:
+            return "closed"
+        return "open" if self._clock.monotonic_s() < self._open_until_s else "half-open"
+
+    def allows(self) -> bool:
+        """True when an attempt may start now. In half-open only one may be on its way."""
+        return self.state == "closed" or (self.state == "half-open" and not self._probing)
+
+    def started(self) -> None:
+        self._probing = self.state == "half-open"
+
+    def succeeded(self) -> None:
+        self._failures = self._opened_times = 0
+        self._open_until_s = None
+        self._probing = False
+
+    def failed(self, error: CodriverError) -> None:
+        half_open, self._probing = self._probing, False
+        if isinstance(error, EngineBusy) and error.retry_after_s is not None:
+            self._open(error.retry_after_s)
+        elif blames(error):
+            self._failures += 1
+            if half_open or self._failures >= self._config.failures:
+                self._opened_times += 1
+                self._open(min(self._config.open_s * 2 ** (self._opened_times - 1), self._config.most_open_s))
+
+    def abandoned(self) -> None:
+        """The attempt ended without a verdict: cancelled, or the link went down under it."""
+        self._probing = False
+
+    def _open(self, seconds: float) -> None:
+        self._open_until_s = self._clock.monotonic_s() + min(seconds, self._config.most_open_s)

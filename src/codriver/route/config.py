@@ -1,0 +1,50 @@
+"""What an operator can set about routing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from codriver.core.config import setting
+from codriver.core.messages import Failover, Policy
+
+
+@dataclass(frozen=True)
+class RouteConfig:
+    policy: Policy = setting("auto", "Who answers when the request does not say.")
+    failover: Failover = setting("resume", "What happens when an engine dies in the middle of an answer.")
+    deadline_s: float = setting(30.0, "Longest time for a whole answer when the request does not say.", least=0.05)
+    first_token_s: float = setting(6.0, "Longest wait for an engine's first token.", least=0.01)
+    inter_token_s: float = setting(3.0, "Longest gap between two tokens of one engine.", least=0.01)
+    min_confidence: float = setting(
+        0.55, "Least calibrated probability at which the vehicle's draft is the answer.", least=0.0, most=1.0
+    )
+    skip_below: float = setting(
+        0.25, "Below this prior probability the vehicle does not draft while a cloud is there.", least=0.0, most=1.0
+    )
+    probe_tokens: int = setting(8, "Tokens of a draft read before the first verdict on it.", least=1)
+    link_aware: bool = setting(True, "Use the link estimate: off, the router knows the link only by its time-outs.")
+    stall_grace_s: float = setting(0.7, "Time a running cloud answer may stay silent once the link is down.", least=0.0)
+    budget_usd: float | None = setting(None, "Most that one answer may cost, in US dollars.", least=0.0)
+    sessions: int = setting(256, "Conversations kept in the vehicle; the least recently used goes first.", least=0)
+    session_messages: int = setting(64, "Messages kept per conversation.", least=2)
+    calibration: Path | None = setting(None, "File with this vehicle's own quality calibration.")
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    probe_interval_s: float = setting(0.25, "Time between probes while the cloud is in use.", least=0.01)
+    idle_interval_s: float = setting(1.0, "Time between probes while it is not.", least=0.01)
+    down_after_s: float = setting(
+        0.7, "An unanswered probe this old, with no other byte heard, means down.", least=0.01
+    )
+    retry_s: float = setting(2.0, "A probe unanswered this long is given up and tried on a new connection.", least=0.01)
+    degraded_rtt_s: float = setting(0.5, "Round trips above this mean a degraded link.", least=0.001)
+    up_after: int = setting(2, "Answered probes in a row before a link that was down counts as up.", least=1)
+
+
+@dataclass(frozen=True)
+class BreakerConfig:
+    failures: int = setting(3, "Failures in a row that open an engine's breaker.", least=1)
+    open_s: float = setting(2.0, "How long it first stays open; doubles with each failed probe.", least=0.01)
+    most_open_s: float = setting(30.0, "The longest it stays open.", least=0.01)

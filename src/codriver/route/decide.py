@@ -1,0 +1,183 @@
+"""Which engines, in which order, within which times: a request and what is known become an attempt plan. Pure and
+quick.
+
+The vehicle is the safety net: as long as it can answer, every plan ends in it and leaves it the time it needs. A
+cloud attempt is in a plan only while the link is not down, its breaker allows it, and privacy and budget do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from codriver.core.errors import CodriverError, LinkDown, NoEngineLeft, UnknownModel
+from codriver.core.messages import ChatRequest, Policy, RequestOptions
+from codriver.core.plan import Attempt, AttemptPlan, Gate
+
+from .config import RouteConfig
+from .lineup import Lineup
+from .quality import request_features
+
+# Above this prior the draft streams at once, without waiting for a verdict on its first tokens.
+_SURE = 0.9
+_LEAST_CLOUD_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The request's options with the defaults filled in."""
+
+    request: ChatRequest
+    options: RequestOptions
+    policy: Policy
+    deadline_s: float
+    local_only: bool
+
+
+class Decider:
+    """Makes plans. Its only state is what ``lineup`` has learnt."""
+
+    def __init__(self, lineup: Lineup, config: RouteConfig | None = None) -> None:
+        self._lineup = lineup
+        self._config = config or RouteConfig()
+
+    def plan(self, request: ChatRequest, deadline_s: float = math.inf) -> AttemptPlan:
+        """Errors: :class:`NoEngineLeft`, :class:`LinkDown`, :class:`UnknownModel`, or why the only engine cannot take
+        the request.
+        """
+        options = request.codriver or RequestOptions()
+        local_only = options.privacy == "local_only"
+        limit_s = min(deadline_s, self._config.deadline_s if options.deadline_ms is None else options.deadline_ms / 1e3)
+        ask = Ask(request, options, options.policy or self._config.policy, limit_s, local_only)
+        attempts = self._ordered(ask) if options.engine is None else self._pinned(ask, options.engine)
+        budget_usd = options.budget_usd if options.budget_usd is not None else self._config.budget_usd
+        return AttemptPlan(
+            attempts=(replace(attempts[0], start="at_once"), *attempts[1:]),
+            deadline_s=limit_s,
+            budget_usd=math.inf if budget_usd is None else budget_usd,
+            privacy="local_only" if local_only else "any",
+            policy=ask.policy,
+            link=self._lineup.link.estimate().state,
+        )
+
+    # ------------------------------------------------------------ candidates
+
+    def _candidates(self, ask: Ask, locality: str) -> tuple[list[str], list[CodriverError]]:
+        """Engines of a locality that may take the request now, and why the others may not."""
+        fit: list[str] = []
+        refusals: list[CodriverError] = []
+        for name in self._lineup.of(locality):
+            reason = self._why_not(ask, name)
+            if reason is None:
+                fit.append(name)
+            else:
+                refusals.append(reason)
+        return fit, refusals
+
+    def _why_not(self, ask: Ask, name: str) -> CodriverError | None:
+        engine = self._lineup.engines[name]
+        try:
+            engine.card.refuse_unfit(ask.request)
+        except CodriverError as refusal:
+            return refusal
+        if engine.card.locality == "cloud" and ask.policy != "cloud-only" and self._lineup.link_down(name):
+            return LinkDown("The link to the cloud is down; the cloud was not tried.", engine=name)
+        if not self._lineup.breakers[name].allows():
+            return NoEngineLeft(f"The engine '{name}' keeps failing and is given a pause.", engine=name)
+        health = engine.health()
+        if health.state == "down":
+            return NoEngineLeft(f"The engine '{name}' is down: {health.reason or 'no reason given'}.", engine=name)
+        return None
+
+    def _pinned(self, ask: Ask, name: str) -> list[Attempt]:
+        if name not in self._lineup.engines:
+            known = ", ".join(self._lineup.engines)
+            raise UnknownModel(f"There is no engine '{name}'. Known: {known}.", param="codriver.engine")
+        locality = self._lineup.engines[name].card.locality
+        if ask.local_only and locality != "vehicle":
+            raise NoEngineLeft(f"The request is local_only and the engine '{name}' is not in the vehicle.", engine=name)
+        reason = self._why_not(ask, name)
+        if reason is not None:
+            raise reason
+        return [self._attempt(ask, name, "asked for by name", ask.deadline_s)]
+
+    # ------------------------------------------------------------ orders
+
+    def _ordered(self, ask: Ask) -> list[Attempt]:
+        vehicle, vehicle_refusals = self._candidates(ask, "vehicle")
+        cloud: list[str] = []
+        cloud_refusals: list[CodriverError] = []
+        if ask.policy != "vehicle-only" and not ask.local_only:
+            cloud, cloud_refusals = self._candidates(ask, "cloud")
+        if ask.policy == "cloud-only":
+            vehicle = []
+        if not vehicle and not cloud:
+            raise self._no_one(vehicle_refusals, cloud_refusals)
+        if not cloud:
+            why = "the only place allowed" if not cloud_refusals else cloud_refusals[0].code.replace("_", " ")
+            return self._all(ask, vehicle, why)
+        if not vehicle:
+            return self._all(
+                ask, cloud, "no engine of the vehicle may answer" if ask.policy != "cloud-only" else "asked for"
+            )
+        return self._both(ask, vehicle, cloud)
+
+    def _both(self, ask: Ask, vehicle: list[str], cloud: list[str]) -> list[Attempt]:
+        prior = self._lineup.quality.prior(vehicle[0], request_features(ask.request))
+        if ask.policy == "cloud-first":
+            return self._cloud_first(ask, vehicle, cloud, "asked to be first")
+        if ask.policy == "auto" and prior < self._config.skip_below:
+            return self._cloud_first(ask, vehicle, cloud, f"the vehicle would be right with p={prior:.2f}")
+        gated = prior < _SURE or ask.policy == "vehicle-first"
+        why = f"drafts with prior p={prior:.2f}" if gated else f"is sure with prior p={prior:.2f}"
+        draft = replace(self._attempt(ask, vehicle[0], why, ask.deadline_s), gate=self._gate(ask) if gated else None)
+        takeovers = [self._attempt(ask, name, "takes over from a weak draft", ask.deadline_s) for name in cloud]
+        return [
+            draft,
+            *(replace(attempt, start="after_rejection") for attempt in takeovers),
+            *(self._attempt(ask, name, "the vehicle's safety net", ask.deadline_s) for name in vehicle[1:]),
+        ]
+
+    def _cloud_first(self, ask: Ask, vehicle: list[str], cloud: list[str], why: str) -> list[Attempt]:
+        reserve_s = self._lineup.paces[vehicle[0]].needed_s(ask.request.limit_tokens)
+        cloud_s = ask.deadline_s - reserve_s
+        safety = [self._attempt(ask, name, "the vehicle's safety net", ask.deadline_s) for name in vehicle]
+        if cloud_s < _LEAST_CLOUD_S:
+            too_little = f"the deadline leaves the cloud {max(0.0, cloud_s):.1f} s"
+            return [replace(safety[0], why=too_little), *safety[1:]]
+        return [*(self._attempt(ask, name, why, cloud_s) for name in cloud), *safety]
+
+    def _all(self, ask: Ask, names: list[str], why: str) -> list[Attempt]:
+        return [self._attempt(ask, name, why, ask.deadline_s) for name in names]
+
+    # ------------------------------------------------------------ parts
+
+    def _attempt(self, ask: Ask, name: str, why: str, total_s: float) -> Attempt:
+        options = ask.options
+        return Attempt(
+            engine=name,
+            locality=self._lineup.engines[name].card.locality,
+            why=why,
+            first_token_s=min(total_s, _seconds(options.first_token_ms, self._config.first_token_s)),
+            inter_token_s=_seconds(options.inter_token_ms, self._config.inter_token_s),
+            total_s=total_s,
+            on_late_death=options.failover or self._config.failover,
+        )
+
+    def _gate(self, ask: Ask) -> Gate:
+        wants = ask.request.response_format
+        return Gate(
+            min_confidence=self._config.min_confidence,
+            probe_tokens=self._config.probe_tokens,
+            schema=wants is not None and wants.type != "text",
+        )
+
+    @staticmethod
+    def _no_one(vehicle: list[CodriverError], cloud: list[CodriverError]) -> CodriverError:
+        """One refusal is told as it is; of several, the vehicle's first, because it is the one that is always there."""
+        refusals = [*vehicle, *cloud]
+        return refusals[0] if refusals else NoEngineLeft("No engine is set up that may take this request.")
+
+
+def _seconds(milliseconds: float | None, default_s: float) -> float:
+    return default_s if milliseconds is None else milliseconds / 1e3

@@ -1,0 +1,87 @@
+"""``HybridEngine``: the router as an Engine. Whoever can talk to one engine can talk to all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from codriver.core.deadline import Deadline
+from codriver.core.engine import EngineCard, Health
+from codriver.core.errors import CodriverError, UnsupportedModality
+from codriver.core.messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, Message, TensorRequest, Tensors
+
+from .config import RouteConfig
+from .decide import Decider
+from .execute import Run
+from .lineup import Lineup
+from .sessions import Sessions
+
+
+class HybridEngine:
+    """One engine made of those in ``lineup``. It does not own them: whoever made them closes them."""
+
+    def __init__(self, lineup: Lineup, config: RouteConfig | None = None, name: str = "codriver") -> None:
+        self._lineup = lineup
+        self._config = config or RouteConfig()
+        self._decider = Decider(lineup, self._config)
+        self._sessions = Sessions(self._config.sessions, self._config.session_messages)
+        cards = [engine.card for engine in lineup.engines.values()]
+        self.card = EngineCard(
+            id=name,
+            locality="vehicle",
+            model=name,
+            modalities=frozenset().union(*(card.modalities for card in cards)),
+            capabilities=frozenset().union(*(card.capabilities for card in cards)),
+            context_tokens=max((card.context_tokens for card in cards), default=0),
+        )
+
+    async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncGenerator[ChatChunk, None]:
+        """Plan, run, remember. Errors: those of ``Decider.plan`` and ``Run.chunks``."""
+        whole = self._sessions.extend(request)
+        plan = self._decider.plan(whole, deadline.remaining_s())
+        run = Run(self._lineup, self._config, plan, whole, deadline)
+        async with aclosing(run.chunks()) as stream:
+            async for chunk in stream:
+                yield chunk
+        if request.codriver is not None and request.codriver.session:
+            done = run.answer.completion().choices[0].message
+            calls = done.tool_calls or None
+            self._sessions.record(request, Message(role="assistant", content=done.content, tool_calls=calls))
+
+    async def embed(self, request: EmbedRequest, deadline: Deadline) -> Embeddings:
+        """By the first engine that can, the vehicle's before the cloud's."""
+        error: CodriverError | None = None
+        for name in self._able("embeddings"):
+            try:
+                return await self._lineup.engines[name].embed(request, deadline)
+            except CodriverError as failure:
+                error = failure
+        raise error or UnsupportedModality("No engine here makes embeddings.", param="model")
+
+    async def infer(self, request: TensorRequest, deadline: Deadline) -> Tensors:
+        """By the first engine that can, the vehicle's before the cloud's."""
+        error: CodriverError | None = None
+        for name in self._able("tensors"):
+            try:
+                return await self._lineup.engines[name].infer(request, deadline)
+            except CodriverError as failure:
+                error = failure
+        raise error or UnsupportedModality("No engine here runs tensor graphs.", param="model")
+
+    def _able(self, capability: str) -> list[str]:
+        names = [*self._lineup.of("vehicle"), *self._lineup.of("cloud")]
+        return [
+            name
+            for name in names
+            if capability in self._lineup.engines[name].card.capabilities and not self._lineup.link_down(name)
+        ]
+
+    def health(self) -> Health:
+        """Ready as soon as any engine is; otherwise the best that any of them says."""
+        found = [engine.health() for engine in self._lineup.engines.values()]
+        order = {"ready": 0, "busy": 1, "loading": 2, "down": 3}
+        return min(found, key=lambda health: order[health.state], default=Health("down", reason="no engine is set up"))
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(0)

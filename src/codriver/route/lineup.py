@@ -1,0 +1,59 @@
+"""The engines a router can choose from, and what it knows of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from codriver.core.clock import SYSTEM_CLOCK, Clock
+from codriver.core.engine import Engine
+from codriver.observe.metrics import Metrics, NoMetrics
+
+from .breaker import Breaker
+from .config import BreakerConfig
+from .link import LinkView, SteadyLink
+from .quality import Quality
+
+
+@dataclass(slots=True)
+class Pace:
+    """Smoothed speed of one engine in seconds; the first guesses are a small model's on two cores."""
+
+    ttft_s: float = 0.6
+    token_s: float = 0.02
+    tokens: float = 48.0
+
+    def record(self, ttft_s: float, total_s: float, tokens: int) -> None:
+        self.ttft_s += 0.2 * (ttft_s - self.ttft_s)
+        self.tokens += 0.1 * (tokens - self.tokens)
+        if tokens > 1:
+            self.token_s += 0.2 * ((total_s - ttft_s) / (tokens - 1) - self.token_s)
+
+    def needed_s(self, limit_tokens: int | None) -> float:
+        """Time for an answer of usual length, with half as much again for safety."""
+        tokens = min(2 * self.tokens, limit_tokens or self.tokens * 2)
+        return 1.5 * (self.ttft_s + tokens * self.token_s)
+
+
+@dataclass(slots=True)
+class Lineup:
+    """Engines in order of preference within their locality; ``link`` is the one that cloud engines share."""
+
+    engines: Mapping[str, Engine]
+    link: LinkView = field(default_factory=SteadyLink)
+    quality: Quality = field(default_factory=Quality)
+    metrics: Metrics | NoMetrics = field(default_factory=NoMetrics)
+    clock: Clock = SYSTEM_CLOCK
+    breaker_config: BreakerConfig = field(default_factory=BreakerConfig)
+    breakers: dict[str, Breaker] = field(init=False)
+    paces: dict[str, Pace] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.breakers = {name: Breaker(self.breaker_config, self.clock) for name in self.engines}
+        self.paces = {name: Pace() for name in self.engines}
+
+    def of(self, locality: str) -> list[str]:
+        return [name for name, engine in self.engines.items() if engine.card.locality == locality]
+
+    def link_down(self, engine: str) -> bool:
+        return self.engines[engine].card.locality == "cloud" and self.link.estimate().state == "down"

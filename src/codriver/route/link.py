@@ -1,0 +1,280 @@
+"""The link to the cloud: up, degraded or down, from what requests see and from small probes.
+
+:class:`LinkTracker` is the rule, without time or sockets of its own. :class:`LinkMonitor` drives it: it probes often
+while the cloud is in use, seldom otherwise, and tells listeners the moment the link goes down.
+
+The rule: a probe that stays unanswered for ``down_after_s`` while no other byte arrives means *down*, so slow (a full
+buffer on a cellular link, a model that thinks) is told from dead. A refused or reset connection is an answer: the
+link works and the server does not, which is the circuit breaker's business. Coming back takes ``up_after`` answered
+probes; the first one makes the link *degraded*, so that a flapping link is not trusted at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from codriver.core.clock import SYSTEM_CLOCK, Clock
+from codriver.core.errors import CodriverError
+from codriver.observe.metrics import Metrics, NoMetrics
+
+from .config import LinkConfig
+
+LinkState = Literal["up", "degraded", "down"]
+_UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ETIMEDOUT}
+_WINDOW_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEstimate:
+    """``rtt_s``: smoothed round trip; ``throughput_bps``: most bits heard in one second of the last ten; ``loss``:
+    share of the last twenty probes without an answer; ``since_s``: how long the state has held. NaN where nothing is
+    known yet.
+    """
+
+    state: LinkState
+    rtt_s: float
+    throughput_bps: float
+    loss: float
+    since_s: float
+
+
+class LinkView(Protocol):
+    """What the router needs of a link."""
+
+    def estimate(self) -> LinkEstimate: ...
+
+    def on_down(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` when the link goes down; the returned function takes it off again."""
+
+
+class SteadyLink:
+    """A link that is always up: for engines that need none, and for a router told not to look."""
+
+    def estimate(self) -> LinkEstimate:
+        return LinkEstimate("up", math.nan, math.nan, 0.0, math.inf)
+
+    def on_down(self, listener: Callable[[], None]) -> Callable[[], None]:
+        return lambda: None
+
+
+class LinkTracker:
+    """State from events. Every method takes the time in seconds; nothing here waits."""
+
+    def __init__(self, config: LinkConfig, now_s: float) -> None:
+        self._config = config
+        self.state: LinkState = "up"
+        self.changed_s = now_s
+        self.rtt_s = math.nan
+        self._heard_s = now_s
+        self._probe_sent_s: float | None = None
+        self._answered_in_row = 0
+        self._probes: deque[bool] = deque(maxlen=20)
+        self._heard: deque[tuple[float, int]] = deque()
+
+    def probe_sent(self, now_s: float) -> None:
+        if self._probe_sent_s is None:
+            self._probe_sent_s = now_s
+
+    def probe_answered(self, now_s: float, rtt_s: float) -> None:
+        self._probe_sent_s = None
+        self._probes.append(True)
+        self._heard_s = now_s
+        self._answered_in_row += 1
+        self.rtt_s = rtt_s if math.isnan(self.rtt_s) else 0.7 * self.rtt_s + 0.3 * rtt_s
+        if self.state == "down":
+            self.rtt_s = rtt_s
+            self._become("degraded", now_s)
+        self._judge_rtt(now_s)
+
+    def probe_lost(self, now_s: float) -> None:
+        """The probe was given up. It stays the oldest unanswered one: a new connection does not reset the count."""
+        self._probes.append(False)
+        self._answered_in_row = 0
+        self._judge_silence(now_s)
+
+    def unreachable(self, now_s: float) -> None:
+        """The network itself said that there is no way."""
+        self._probe_sent_s = None
+        self._probes.append(False)
+        self._answered_in_row = 0
+        self._become("down", now_s)
+
+    def heard(self, now_s: float, count_bytes: int) -> None:
+        self._heard_s = now_s
+        self._heard.append((now_s, count_bytes))
+        while self._heard and self._heard[0][0] < now_s - _WINDOW_S:
+            self._heard.popleft()
+
+    def tick(self, now_s: float) -> None:
+        self._judge_silence(now_s)
+
+    def next_verdict_s(self) -> float:
+        """When silence would next change the state; ``inf`` when nothing is awaited."""
+        if self._probe_sent_s is None or self.state == "down":
+            return math.inf
+        return max(self._probe_sent_s, self._heard_s) + self._config.down_after_s
+
+    def throughput_bps(self) -> float:
+        buckets: dict[int, int] = {}
+        for at_s, count_bytes in self._heard:
+            buckets[int(at_s)] = buckets.get(int(at_s), 0) + count_bytes
+        return 8.0 * max(buckets.values()) if buckets else math.nan
+
+    def loss(self) -> float:
+        return 1 - sum(self._probes) / len(self._probes) if self._probes else 0.0
+
+    def _judge_silence(self, now_s: float) -> None:
+        # A hair of tolerance, because a timer may fire a rounding error before its time.
+        if self._probe_sent_s is not None and now_s + 1e-4 >= self.next_verdict_s():
+            self._answered_in_row = 0
+            self._become("down", now_s)
+
+    def _judge_rtt(self, now_s: float) -> None:
+        slow, fast = self._config.degraded_rtt_s, 0.7 * self._config.degraded_rtt_s
+        if self.state == "up" and self.rtt_s > slow:
+            self._become("degraded", now_s)
+        elif self.state == "degraded" and self.rtt_s < fast and self._answered_in_row >= self._config.up_after:
+            self._become("up", now_s)
+
+    def _become(self, state: LinkState, now_s: float) -> None:
+        if state != self.state:
+            self.state, self.changed_s = state, now_s
+
+
+class LinkMonitor:
+    """Drives a tracker from real traffic (it is a ``LinkObserver``) and from ``probe``, which returns a round trip in
+    seconds.
+    """
+
+    def __init__(
+        self,
+        probe: Callable[[], Awaitable[float]],
+        config: LinkConfig | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        metrics: Metrics | NoMetrics | None = None,
+    ) -> None:
+        self._probe = probe
+        self._config = config or LinkConfig()
+        self._clock = clock
+        self._metrics = metrics or NoMetrics()
+        self._tracker = LinkTracker(self._config, clock.monotonic_s())
+        self._listeners: set[Callable[[], None]] = set()
+        self._awaited = 0
+        self._in_use = asyncio.Event()
+
+    def estimate(self) -> LinkEstimate:
+        t = self._tracker
+        return LinkEstimate(t.state, t.rtt_s, t.throughput_bps(), t.loss(), self._clock.monotonic_s() - t.changed_s)
+
+    def on_down(self, listener: Callable[[], None]) -> Callable[[], None]:
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    # LinkObserver
+
+    def sent(self) -> None:
+        self._awaited += 1
+        self._in_use.set()
+
+    def received(self, count_bytes: int) -> None:
+        self._tracker.heard(self._clock.monotonic_s(), count_bytes)
+
+    def settled(self) -> None:
+        self._awaited = max(0, self._awaited - 1)
+        if not self._awaited:
+            self._in_use.clear()
+
+    def failed(self, reason: str) -> None:
+        """A request failed on the way; the next probe comes at once and says whether it was the link."""
+        self._in_use.set()
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        while True:
+            await self._probe_once()
+            busy = self._awaited > 0 or self._tracker.state != "up"
+            if busy:
+                await self._clock.sleep(self._config.probe_interval_s)
+            else:
+                await self._idle()
+
+    async def _idle(self) -> None:
+        wake = asyncio.ensure_future(self._in_use.wait())
+        timer = asyncio.ensure_future(self._clock.sleep(self._config.idle_interval_s))
+        try:
+            await asyncio.wait({wake, timer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            wake.cancel()
+            timer.cancel()
+        if not self._awaited:
+            self._in_use.clear()
+
+    async def _probe_once(self) -> None:
+        before = self._tracker.state
+        started_s = self._clock.monotonic_s()
+        self._tracker.probe_sent(started_s)
+        task = asyncio.ensure_future(self._probe())
+        try:
+            await self._await_probe(task, started_s, before)
+        finally:
+            if not task.done():
+                task.cancel()
+        self._announce(before)
+
+    async def _await_probe(self, task: asyncio.Future[float], started_s: float, before: LinkState) -> None:
+        give_up_s = started_s + self._config.retry_s
+        while not task.done():
+            now_s = self._clock.monotonic_s()
+            wait_s = min(self._tracker.next_verdict_s(), give_up_s) - now_s
+            timer: asyncio.Future[None] = asyncio.ensure_future(self._clock.sleep(max(0.001, wait_s)))
+            pending: list[asyncio.Future[Any]] = [task, timer]
+            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            timer.cancel()
+            now_s = self._clock.monotonic_s()
+            if task.done():
+                break
+            self._tracker.tick(now_s)
+            self._announce(before)
+            before = self._tracker.state
+            if now_s >= give_up_s:
+                self._tracker.probe_lost(now_s)
+                return
+        self._record(task, self._clock.monotonic_s())
+
+    def _record(self, task: asyncio.Future[float], now_s: float) -> None:
+        error = task.exception()
+        if error is None:
+            self._tracker.probe_answered(now_s, task.result())
+        elif _no_way(error):
+            self._tracker.unreachable(now_s)
+        elif isinstance(error, (OSError, CodriverError)):
+            # Refused, reset or an HTTP error: bytes came back, so the link itself works.
+            self._tracker.probe_answered(now_s, 0.0 if math.isnan(self._tracker.rtt_s) else self._tracker.rtt_s)
+        else:
+            raise error
+
+    def _announce(self, before: LinkState) -> None:
+        estimate = self.estimate()
+        self._metrics.link(estimate.state, estimate.rtt_s, estimate.throughput_bps)
+        if before != "down" and estimate.state == "down":
+            for listener in tuple(self._listeners):
+                listener()
+
+
+def _no_way(error: BaseException) -> bool:
+    """True when an error, or one it came from, says that the network has no way to the server."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (TimeoutError, socket.gaierror)):
+            return True
+        if isinstance(seen, OSError) and seen.errno in _UNREACHABLE:
+            return True
+        seen = seen.__cause__
+    return False
