@@ -1,0 +1,25 @@
+"""The engines that Codriver ships, by name. Third parties add theirs by the entry-point group ``codriver.engines``."""
+
+from __future__ import annotations
+
+from codriver.core.registry import Registry
+
+ENGINES = Registry(
+    "engine",
+    "codriver.engines",
+    {
+        "llama_cpp": "codriver.engines.llama_cpp:LlamaCpp",
+        "null": "codriver.engines.null:Null",
+        "onnx_runtime": "codriver.engines.onnx_runtime:OnnxRuntime",
+        "openai": "codriver.engines.openai:OpenAIServer",
+        "openvino": "codriver.engines.openvino:OpenVino",
+        "replay": "codriver.engines.replay:Replay",
+    },
+    needs={
+        # xllamacpp comes with the package itself, except where no wheel exists for the platform.
+        "llama_cpp": (("xllamacpp",), "all"),
+        "onnx_runtime": (("onnxruntime", "tokenizers", "numpy"), "onnx"),
+        "openai": (("aiohttp",), "all"),
+        "openvino": (("openvino_genai",), "openvino"),
+    },
+)
