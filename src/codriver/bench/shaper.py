@@ -18,6 +18,7 @@ import struct
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 from codriver.core.clock import SYSTEM_CLOCK, Clock
 from codriver.core.errors import BadConfigValue, PortInUse
@@ -30,6 +31,7 @@ _READ_BYTES = 16 * 1024
 _WINDOW_BYTES = 256 * 1024  # per connection and direction: passed by the radio, not yet taken by the receiver
 _KERNEL_BYTES = 128 * 1024  # receive buffers: the queue is to be here, where it is counted
 _Item = bytes | asyncio.Future[None] | None  # payload, a signal to answer, the end of the stream
+_Address = tuple[int, tuple[Any, ...]]  # family and what it calls an address
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
@@ -88,6 +90,7 @@ class LinkShaper:
         self._trace = trace
         self._outages_ms = [(start * 1000, end * 1000) for start, end in trace.outages()]
         self._upstream = upstream
+        self._address: _Address | None = None
         self._clock = clock
         self._forced: bool | None = None
         self._forced_ms = 0.0
@@ -97,7 +100,11 @@ class LinkShaper:
         self._listener: socket.socket | None = None
 
     async def start(self, port: int = 0) -> int:
-        """Listen on 127.0.0.1 and let the trace begin. Returns the port. Raises ``PortInUse``."""
+        """Listen on 127.0.0.1 and let the trace begin. Returns the port.
+
+        Raises ``PortInUse``, and ``BadConfigValue`` for an upstream host that has no address.
+        """
+        self._address = await _resolve(self._upstream)
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Inherited by what is accepted.
@@ -177,9 +184,10 @@ class LinkShaper:
             self._carry(client)
 
     def _carry(self, client: socket.socket) -> None:
+        assert self._address is not None
         delay_ms = self.settings.base_delay_ms
         pipes = (_Pipe(self._lane_up, self._time, delay_ms), _Pipe(self._lane_down, self._time, delay_ms))
-        task = asyncio.create_task(_Connection(client, self._upstream, pipes).run())
+        task = asyncio.create_task(_Connection(client, self._address, pipes).run())
         self._connections[task] = self._time.now_ms()
         task.add_done_callback(self._connections.pop)
 
@@ -310,10 +318,10 @@ class _Pipe:
 class _Connection:
     """A client's connection and the one it becomes upstream. Ends when both halves have, or by a reset."""
 
-    def __init__(self, client: socket.socket, upstream: tuple[str, int], pipes: tuple[_Pipe, _Pipe]) -> None:
+    def __init__(self, client: socket.socket, address: _Address, pipes: tuple[_Pipe, _Pipe]) -> None:
         self._client = client
         self._server: socket.socket | None = None
-        self._upstream = upstream
+        self._address = address
         self._up, self._down = pipes
 
     async def run(self) -> None:
@@ -359,9 +367,9 @@ class _Connection:
         if _hung_up(self._client):
             raise _Gone
         loop = asyncio.get_running_loop()
+        family, address = self._address
         try:
-            family, kind, _, _, address = (await loop.getaddrinfo(*self._upstream, type=socket.SOCK_STREAM))[0]
-            self._server = socket.socket(family, kind)
+            self._server = socket.socket(family, socket.SOCK_STREAM)
             self._server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _KERNEL_BYTES)
             self._server.setblocking(False)
             await loop.sock_connect(self._server, address)
@@ -386,6 +394,16 @@ class _Connection:
         await broken.broken.wait()
         await back.signal()
         raise _Gone
+
+
+async def _resolve(upstream: tuple[str, int]) -> _Address:
+    host, port = upstream
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise BadConfigValue(f"The link's upstream host {host!r} has no address.", param="upstream") from error
+    family, _, _, _, address = found[0]
+    return family, address
 
 
 def _hung_up(client: socket.socket) -> bool:
