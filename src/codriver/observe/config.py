@@ -20,7 +20,7 @@ class ObserveConfig:
     spans: Literal["none", "console", "file", "otlp"] = setting(
         "none", "Where spans go; anything but none needs codriver[otel]."
     )
-    spans_file: Path | None = setting(  # noqa: RUF009
+    spans_file: Path | None = setting(
         None, "The file that spans are appended to, one JSON object a line, with spans = file."
     )
     otlp_endpoint: str = setting(

@@ -1,0 +1,7 @@
+"""HTTP in and out: the OpenAI API over any engine, with keys, limits, TLS and a graceful end."""
+
+from .app import Gateway
+from .config import GatewayConfig
+from .server import Listening, serve
+
+__all__ = ["Gateway", "GatewayConfig", "Listening", "serve"]

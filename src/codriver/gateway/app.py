@@ -1,0 +1,244 @@
+"""The gateway: an ASGI application that puts the OpenAI API in front of engines.
+
+Plain ASGI and a dictionary of routes, because that is what measured fastest (``docs/adr/0007-gateway-server.md``).
+The path of a request: find the route, check the key, count it, read the body, parse it once, find the engine, set the
+deadline, answer. Rule: every failure ends as an OpenAI error body or event, and nothing of a request's text is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+from codriver.core.clock import SYSTEM_CLOCK, Clock
+from codriver.core.deadline import Deadline
+from codriver.core.engine import Engine
+from codriver.core.errors import (
+    CodriverError,
+    DeadlineExceeded,
+    EngineUnavailable,
+    MethodNotAllowed,
+    NotFound,
+    RateLimited,
+    UnknownModel,
+)
+from codriver.core.messages import RequestOptions
+from codriver.core.wire import encode
+from codriver.observe.metrics import Metrics
+from codriver.observe.spans import start_request
+
+from . import chat, completions, embeddings, pages
+from .auth import ApiKeys
+from .config import GatewayConfig
+from .exchange import ClientGone, Exchange, Receive, Scope, Send
+
+log = logging.getLogger("codriver.gateway")
+Handler = Callable[[Exchange], Awaitable[None]]
+CLIENT_GONE = 499  # nginx's number for a client that closed first; only metrics see it
+
+
+class Gateway:
+    """``models`` maps the names that clients use to engines; ``default`` is the one for a request that names none.
+
+    The engines stay the caller's: closing them is not the gateway's work. Client disconnects arrive as a
+    cancellation of the request's task, which ``protocol.py`` sends; the engine's iterator is closed at once.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Engine],
+        default: str,
+        config: GatewayConfig,
+        metrics: Metrics,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._models, self._default = models, models[default]
+        self._config, self._metrics, self._clock = config, metrics, clock
+        self._keys = ApiKeys(config)
+        self._created_s = int(clock.wall_s())
+        self._open: dict[asyncio.Task[Any], Exchange] = {}
+        self.draining = False
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/v1/chat/completions": {"POST": partial(self._ask, parse=chat.parse, respond=chat.respond)},
+            "/v1/completions": {"POST": partial(self._ask, parse=completions.parse, respond=completions.respond)},
+            "/v1/embeddings": {"POST": self._embed},
+            "/v1/models": {"GET": self._list_models},
+            "/v1/models/{id}": {"GET": self._one_model},
+            "/healthz": {"GET": self._health},
+            "/metrics": {"GET": self._metrics_page},
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        exchange = Exchange(scope, receive, send, self._clock.monotonic_s())
+        self._metrics.in_flight(1)
+        try:
+            await self._answer(exchange)
+        except ClientGone:
+            exchange.status = CLIENT_GONE
+        except asyncio.CancelledError:
+            await self._cancelled(exchange)
+        finally:
+            self._metrics.in_flight(-1)
+            self._ended(exchange)
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new questions, let open answers end for ``seconds``, then cut what is left with an error event."""
+        self.draining = True
+        if self._open:
+            await asyncio.wait(set(self._open), timeout=seconds)
+        for task, exchange in list(self._open.items()):
+            exchange.cut_by = EngineUnavailable("The server is stopping; the answer was cut. Send the request again.")
+            task.cancel()
+        if self._open:
+            await asyncio.wait(set(self._open), timeout=1.0)
+
+    # ------------------------------------------------------------ the way of a request
+
+    async def _answer(self, exchange: Exchange) -> None:
+        try:
+            await self._handler(exchange)(exchange)
+        except CodriverError as error:
+            await exchange.refuse(error)
+        except ClientGone:
+            raise
+        except Exception:
+            log.exception("a request failed in an unforeseen way", extra={"route": exchange.route})
+            await exchange.refuse(CodriverError("An internal error occurred; it has been logged."))
+
+    def _handler(self, exchange: Exchange) -> Handler:
+        pattern = exchange.path
+        methods = self._routes.get(pattern)
+        if methods is None and pattern.startswith("/v1/models/"):
+            pattern = "/v1/models/{id}"
+            methods = self._routes[pattern]
+        if methods is None:
+            raise NotFound(f"Invalid URL ({exchange.method} {exchange.path[:200]}).")
+        exchange.route = pattern
+        handler = methods.get("GET" if exchange.method == "HEAD" else exchange.method)
+        if handler is None:
+            exchange.allow = ", ".join(methods).encode()
+            raise MethodNotAllowed(f"{exchange.method} is not allowed on {pattern}; use {', '.join(methods)}.")
+        return handler
+
+    async def _cancelled(self, exchange: Exchange) -> None:
+        if exchange.cut_by is None:
+            exchange.status = CLIENT_GONE
+            return
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+        await exchange.refuse(exchange.cut_by)
+
+    def _ended(self, exchange: Exchange) -> None:
+        seconds = self._clock.monotonic_s() - exchange.arrived_s
+        status = exchange.outcome.status if exchange.outcome is not None else exchange.status
+        self._metrics.request_ended(exchange.route, status, seconds)
+        exchange.span.end(status, exchange.outcome, exchange.usage)
+        level = logging.WARNING if status >= 500 else logging.DEBUG
+        if log.isEnabledFor(level):
+            fields = {"route": exchange.route, "status": status, "seconds": round(seconds, 4)}
+            fields["request_id"] = exchange.head.request_id.decode()
+            if exchange.outcome is not None:
+                fields |= {"code": exchange.outcome.code, "reason": exchange.outcome.message}
+            log.log(level, "answered", extra=fields)
+
+    # ------------------------------------------------------------ questions
+
+    async def _ask(self, exchange: Exchange, *, parse: Any, respond: Any) -> None:
+        task = self._admit(exchange)
+        try:
+            request = parse(exchange, await exchange.body(self._config))
+            await self._under_deadline(exchange, request, request.codriver, respond)
+        finally:
+            self._open.pop(task, None)
+
+    async def _embed(self, exchange: Exchange) -> None:
+        task = self._admit(exchange)
+        try:
+            request, options = embeddings.parse(exchange, await exchange.body(self._config))
+            await self._under_deadline(exchange, request, options, embeddings.respond)
+        finally:
+            self._open.pop(task, None)
+
+    def _admit(self, exchange: Exchange) -> asyncio.Task[Any]:
+        """Count the exchange in. Errors: :class:`Unauthorized`, :class:`EngineUnavailable`, :class:`RateLimited`."""
+        self._keys.check(exchange.head.authorization)
+        if self.draining:
+            raise EngineUnavailable("The server is stopping and takes no new requests.", retry_after_s=5.0)
+        if len(self._open) >= self._config.max_in_flight:
+            raise RateLimited(f"{len(self._open)} requests are being answered, which is the most; try again shortly.")
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[task] = exchange
+        return task
+
+    async def _under_deadline(
+        self, exchange: Exchange, request: Any, options: RequestOptions | None, respond: Any
+    ) -> None:
+        engine = self._engine(request.model)
+        limit_s = self._config.request_limit_s
+        if options is not None and options.deadline_ms is not None:
+            limit_s = min(limit_s, options.deadline_ms / 1000)
+        deadline = Deadline(exchange.arrived_s + limit_s, self._clock)
+        exchange.engine = engine.card.id
+        exchange.span = start_request(request.model or engine.card.id, exchange.route, exchange.head.trace)
+        task = asyncio.current_task()
+        assert task is not None
+        # The engine reports a passed deadline itself; this timer is for one that hangs.
+        timer = asyncio.get_running_loop().call_later(limit_s + self._config.grace_s, _expire, task, exchange, limit_s)
+        try:
+            with exchange.span.activate():
+                await respond(exchange, engine, request, deadline)
+        finally:
+            timer.cancel()
+
+    def _engine(self, name: str) -> Engine:
+        if not name:
+            return self._default
+        engine = self._models.get(name)
+        if engine is None:
+            near = difflib.get_close_matches(name, self._models, n=3, cutoff=0.4) or sorted(self._models)[:5]
+            raise UnknownModel(
+                f"The model '{name[:100]}' does not exist here. Did you mean: {', '.join(near)}?", param="model"
+            )
+        return engine
+
+    # ------------------------------------------------------------ pages
+
+    async def _list_models(self, exchange: Exchange) -> None:
+        self._keys.check(exchange.head.authorization)
+        await pages.models(exchange, self._models, self._created_s)
+
+    async def _one_model(self, exchange: Exchange) -> None:
+        self._keys.check(exchange.head.authorization)
+        name = pages.model_name(exchange.path)
+        await exchange.answer(encode(pages.model(name, self._engine(name).card, self._created_s)))
+
+    async def _health(self, exchange: Exchange) -> None:
+        await pages.health(exchange, self._models, self.draining)
+
+    async def _metrics_page(self, exchange: Exchange) -> None:
+        self._keys.check(exchange.head.authorization)
+        page, content_type = self._metrics.render()
+        await exchange.answer(page, 200, [(b"content-type", content_type.encode())])
+
+
+def _expire(task: asyncio.Task[Any], exchange: Exchange, limit_s: float) -> None:
+    exchange.cut_by = DeadlineExceeded(f"The answer was not complete within {limit_s:g} seconds.")
+    task.cancel()
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """Nothing to start or stop: ``apps/`` owns the engines."""
+    while True:
+        kind = (await receive())["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return

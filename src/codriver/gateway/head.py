@@ -1,0 +1,97 @@
+"""A request's head: the few headers that matter here, read in one pass over the bytes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterable
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from codriver.core.errors import MalformedBody
+from codriver.core.messages import RequestOptions
+
+_NAMES = ("policy", "engine", "privacy", "failover", "session")
+_NUMBERS = ("deadline-ms", "first-token-ms", "inter-token-ms", "budget-usd")
+_PREFIX = b"x-codriver-"
+_KNOWN = {f"x-codriver-{name}".encode(): name.replace("-", "_") for name in _NAMES + _NUMBERS}
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_run = os.urandom(5).hex()
+_numbers = itertools.count(1)
+
+
+class Head:
+    """``length`` is -1 for a chunked body; ``options`` holds the ``x-codriver-*`` headers, ``trace`` the W3C ones."""
+
+    __slots__ = ("authorization", "length", "options", "request_id", "trace")
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.length = -1
+        self.authorization = b""
+        self.request_id = b""
+        self.options: dict[str, str] = {}
+        self.trace: dict[str, str] = {}
+        for name, value in headers:
+            if name == b"content-length":
+                self.length = int(value) if value.isdigit() else -1
+            elif name == b"authorization":
+                self.authorization = value
+            elif name == b"x-request-id":
+                self.request_id = value if _ID.fullmatch(value) else b""
+            elif name in (b"traceparent", b"tracestate"):
+                self.trace[name.decode()] = value.decode("latin-1")
+            elif name.startswith(_PREFIX):
+                self.options[name.decode("latin-1")] = value.decode("latin-1").strip()
+        if not self.request_id:
+            self.request_id = f"req_{_run}{next(_numbers):08x}".encode()
+
+    def request_options(self, body: RequestOptions | None) -> RequestOptions | None:
+        """The headers' options under the body's, which count where both set one. Errors: :class:`MalformedBody`."""
+        if not self.options:
+            _check_bounds(body)
+            return body
+        merged = RequestOptions()
+        for name, text in self.options.items():
+            setattr(merged, *_option(name, text))
+        if body is not None:
+            for field in msgspec.structs.fields(RequestOptions):
+                value = getattr(body, field.name)
+                if value is not None:
+                    setattr(merged, field.name, value)
+        _check_bounds(merged)
+        return merged
+
+
+def _option(name: str, text: str) -> tuple[str, object]:
+    field = _KNOWN.get(name.encode("latin-1"))
+    if field is None:
+        # A misspelt privacy header that is ignored would be a leak.
+        known = ", ".join(key.decode() for key in _KNOWN)
+        raise MalformedBody(f"There is no header '{name}'. Known: {known}.", param=name)
+    try:
+        return field, getattr(msgspec.convert({field: text}, RequestOptions, strict=False), field)
+    except msgspec.ValidationError as error:
+        sentence = str(error).partition(" - at ")[0]
+        raise MalformedBody(f"The header '{name}' is not valid: {sentence}.{_allowed(field)}", param=name) from error
+
+
+def _allowed(field: str) -> str:
+    for kind in get_args(get_type_hints(RequestOptions)[field]):
+        if get_origin(kind) is Literal:
+            return f" Allowed: {', '.join(get_args(kind))}."
+    return ""
+
+
+def _check_bounds(options: RequestOptions | None) -> None:
+    if options is None:
+        return
+    for field in ("deadline_ms", "first_token_ms", "inter_token_ms"):
+        value = getattr(options, field)
+        if value is not None and not 0 < value < 1e9:
+            raise MalformedBody(
+                f"'codriver.{field}' must be a number of milliseconds above 0.", param=f"codriver.{field}"
+            )
+    if options.budget_usd is not None and not options.budget_usd >= 0:
+        raise MalformedBody("'codriver.budget_usd' must not be negative.", param="codriver.budget_usd")

@@ -1,0 +1,208 @@
+"""Listening: a socket, TLS where it is due, and a graceful end.
+
+uvicorn's protocol and flow control are used, its ``Server`` is not: that one exits the process, polls ten times a
+second and takes the signal handlers. Rule: plain HTTP only on loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import signal
+import socket
+import ssl
+import time
+from email.utils import formatdate
+from typing import Any
+
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from codriver.core.errors import BadConfigValue, CertificateError, PortInUse
+
+from .app import Gateway
+from .config import GatewayConfig
+from .protocol import GuardedProtocol
+from .tls import server_context
+
+_BACKLOG = 2048
+
+
+class Listening:
+    """A running server. ``port`` is the real one where 0 was asked for."""
+
+    def __init__(self, app: Gateway, config: GatewayConfig, server: asyncio.Server, state: ServerState) -> None:
+        self._app, self._config, self._server, self._state = app, config, server, state
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        self._stopped = False
+        self.port: int = server.sockets[0].getsockname()[1]
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The base addresses for an OpenAI client, without ``/v1``."""
+        scheme = "https" if self._config.tls_cert else "http"
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        return (f"{scheme}://{host}:{self.port}",)
+
+    async def drain(self) -> None:
+        """Stop accepting, let open answers end for ``drain_s``, cut the rest with an error event, close everything."""
+        self._server.close()
+        await self._app.drain(self._config.drain_s)
+        await self._close()
+
+    async def aclose(self) -> None:
+        """Stop now: open answers are cut with an error event."""
+        self._server.close()
+        await self._app.drain(0)
+        await self._close()
+
+    async def until_signal(self) -> None:
+        """Run until SIGTERM or SIGINT, then drain; a second signal cuts at once."""
+        loop = asyncio.get_running_loop()
+        asked = asyncio.Semaphore(0)
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, asked.release)
+        try:
+            await asked.acquire()
+            again = loop.create_task(asked.acquire())
+            drained = loop.create_task(self.drain())
+            await asyncio.wait({again, drained}, return_when=asyncio.FIRST_COMPLETED)
+            again.cancel()
+            if not drained.done():
+                await self._app.drain(0)
+            await drained
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def _close(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        self._sweeper.cancel()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        # What is written last must leave the buffers before the transports go.
+        for _ in range(100):
+            if not self._state.connections:
+                break
+            await asyncio.sleep(0.01)
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+        await self._server.wait_closed()
+
+    async def _sweep(self) -> None:
+        period_s = min(1.0, self._config.head_timeout_s / 4)
+        loop = asyncio.get_running_loop()
+        while True:
+            self._state.default_headers = _default_headers()
+            await asyncio.sleep(period_s)
+            now_s = loop.time()
+            for connection in list(self._state.connections):
+                if isinstance(connection, GuardedProtocol):
+                    connection.sweep(now_s)
+
+
+async def serve(app: Gateway, config: GatewayConfig) -> Listening:
+    """Listen and answer in the running event loop; uvloop makes it faster, any loop will do.
+
+    Errors: :class:`PortInUse`, :class:`CertificateError`, :class:`BadConfigValue`.
+    """
+    context = _context(config)
+    bound = _bind(config)
+    uvicorn_config = Config(
+        _as_asgi(app),
+        http=GuardedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=max(1, round(config.idle_timeout_s)),
+    )
+    uvicorn_config.load()
+    state = ServerState()
+    state.default_headers = _default_headers()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: GuardedProtocol(uvicorn_config, state, config),
+        sock=bound,
+        ssl=context,
+        backlog=_BACKLOG,
+        ssl_handshake_timeout=config.head_timeout_s if context else None,
+    )
+    return Listening(app, config, server, state)
+
+
+def _as_asgi(app: Gateway) -> Any:
+    async def call(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+
+    return call
+
+
+def _default_headers() -> list[tuple[bytes, bytes]]:
+    return [(b"date", formatdate(time.time(), usegmt=True).encode()), (b"server", b"codriver")]
+
+
+def _context(config: GatewayConfig) -> ssl.SSLContext | None:
+    if config.tls_cert and config.tls_key:
+        return server_context(config.tls_cert, config.tls_key, config.tls_client_ca)
+    if config.tls_cert or config.tls_key or config.tls_client_ca:
+        raise BadConfigValue(
+            "TLS needs both gateway.tls_cert and gateway.tls_key; `codriver keys init` makes them.",
+            param="gateway.tls_cert" if not config.tls_cert else "gateway.tls_key",
+        )
+    if not is_loopback(config.host):
+        raise CertificateError(
+            f"Plain HTTP is only for loopback, and gateway.host is '{config.host}'. Make certificates with "
+            "`codriver keys init` and set gateway.tls_cert and gateway.tls_key, or listen on 127.0.0.1.",
+            param="gateway.host",
+        )
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` can only be reached from this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bind(config: GatewayConfig) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise BadConfigValue(
+            f"gateway.host is '{config.host}', which is no address of this machine: {error}.", param="gateway.host"
+        ) from error
+    family, kind, proto, _, address = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)[0]
+    made = socket.socket(family, kind, proto)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind(address)
+        made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        raise _bind_error(config, error) from error
+    made.setblocking(False)
+    return made
+
+
+def _bind_error(config: GatewayConfig, error: OSError) -> PortInUse | BadConfigValue:
+    if error.errno == errno.EADDRINUSE:
+        return PortInUse(
+            f"Port {config.port} on {config.host} is in use: stop what listens there, or choose another with --port.",
+            param="gateway.port",
+        )
+    if error.errno == errno.EACCES:
+        return BadConfigValue(
+            f"Port {config.port} may not be opened by this user: choose one above 1023 with --port.",
+            param="gateway.port",
+        )
+    return BadConfigValue(
+        f"gateway.host is '{config.host}', which this machine cannot listen on: {error.strerror}.", param="gateway.host"
+    )
