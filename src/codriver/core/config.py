@@ -76,6 +76,8 @@ def load(
         if value is not None:
             section, _, name = key.partition(".")
             _merge(values, {section: {name: value}}, sections, "flag")
+            if isinstance(value, str):
+                values[section][name] = _from_text(value, get_type_hints(sections[section])[name])
     built = {name: _build(kind, values[name], name) for name, kind in sections.items()}
     return cls(**built)
 

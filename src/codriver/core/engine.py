@@ -66,6 +66,7 @@ class EngineCard:
                 "response_format",
             ),
             (bool(request.logprobs), "logprobs", "logprobs"),
+            (request.prompt is None, "chat", "messages"),
             (request.prompt is not None, "completions", "prompt"),
         ]
         for asked, capability, param in wanted:

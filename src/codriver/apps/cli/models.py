@@ -52,7 +52,7 @@ def pull_models(names: Names, catalogue: Extra = None) -> None:
     """Fetch entries: resumes what was begun, checks the sha256, and is whole or absent."""
     entries, store = _entries(names, catalogue), Store()
     for entry in entries:
-        with _shown(entry) as progress:
+        with progress_for(entry) as progress:
             path = asyncio.run(pull(entry, store, progress))
         typer.echo(f"{entry.name} ({entry.licence}): {path}")
 
@@ -67,7 +67,7 @@ def verify_models(
     known = Catalogue.load(catalogue)
     entries = [known.entry(name) for name in names or ()] or [one for one in known if store.state(one) == "present"]
     for entry in entries:
-        with _shown(entry) as progress:
+        with progress_for(entry) as progress:
             asyncio.run(verify(entry, store, progress))
         typer.echo(f"{entry.name}: sha256 {entry.sha256} is right")
     if not entries:
@@ -111,7 +111,7 @@ def _size(count: int) -> str:
 
 
 @contextmanager
-def _shown(entry: CatalogueEntry) -> Iterator[Progress]:
+def progress_for(entry: CatalogueEntry) -> Iterator[Progress]:
     """Bars on a terminal; a plain line per tenth of the way elsewhere (a log, CI)."""
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -1,0 +1,1 @@
+"""The ``codriver`` command: one thin file per verb."""

@@ -1,0 +1,58 @@
+"""Makes engines from settings: finds the model file, then starts the runtime that the settings name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from codriver.catalogue import CatalogueConfig, ModelFile, resolve
+from codriver.core.engine import Engine, Locality
+from codriver.engines.registry import ENGINES
+
+from .settings import OnBoard
+
+_log = logging.getLogger("codriver.apps")
+
+
+async def start_on_board(settings: OnBoard, catalogue: CatalogueConfig, locality: Locality) -> Engine:
+    """The embedded engine, loaded and ready. Errors: :class:`MissingFile`, :class:`MissingExtra`,
+    :class:`EngineUnavailable`.
+    """
+    if settings.kind == "null":
+        from codriver.engines.null import NullConfig
+
+        null: Engine = ENGINES.load("null")(NullConfig(id=locality, locality=locality))
+        return null
+    model = resolve(settings.model, catalogue.catalogue(), catalogue.store())
+    kind = ENGINES.load(settings.kind)
+    if settings.kind == "openvino":
+        return await _openvino(kind, settings, model, locality)
+    return await _llama_cpp(kind, settings, model, catalogue, locality)
+
+
+def start_embedder(settings: OnBoard, catalogue: CatalogueConfig) -> Engine | None:
+    """The sentence embedder, or ``None`` where its extra or its files are missing: a vehicle answers without it."""
+    if not settings.embedder or ENGINES.why_not("onnx_runtime") is not None:
+        return None
+    known, store = catalogue.catalogue(), catalogue.store()
+    try:
+        model = resolve(settings.embedder, known, store)
+        tokenizer = resolve(settings.embedder_tokenizer, known, store)
+    except MissingFile as error:
+        _log.info("no sentence embedder", extra={"reason": error.message})
+        return None
+    kind = ENGINES.load("onnx_runtime")
+    from codriver.engines.onnx_runtime import OnnxConfig
+
+    engine: Engine = kind(OnnxConfig(model=model.path, tokenizer=tokenizer.path, threads=1))
+    return engine
+
+
+async def _llama_cpp(
+    kind: Any, settings: OnBoard, model: ModelFile, catalogue: CatalogueConfig, locality: Locality
+) -> Engine:
+
+    raise NotImplementedError
+
+
+async def _openvino(kind: Any, settings: OnBoard, model: ModelFile, locality: Locality) -> Engine:
+    raise NotImplementedError

@@ -1,0 +1,83 @@
+"""The configuration of a vehicle and of a cloud: every room's settings, composed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from codriver.catalogue import CatalogueConfig
+from codriver.core.config import setting
+from codriver.gateway import GatewayConfig
+from codriver.observe.config import ObserveConfig
+from codriver.route.config import BreakerConfig, LinkConfig, RouteConfig
+
+VEHICLE_MODEL = "smollm2-135m-instruct-q4_1"
+CLOUD_MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
+
+
+@dataclass(frozen=True)
+class OnBoard:
+    """The engine in this process."""
+
+    kind: Literal["llama_cpp", "openvino", "null"] = setting("llama_cpp", "The runtime that loads the model.")
+    model: str = setting(VEHICLE_MODEL, "A catalogue name, or the path of a GGUF file.")
+    threads: int = setting(0, "Threads for computing; 0 takes one per core.", least=0)
+    slots: int = setting(4, "Answers written at the same time.", least=1)
+    context_tokens: int = setting(2048, "Longest prompt and answer together, per slot.", least=64)
+    prefix_file: Path | None = setting(
+        None,
+        "JSON file: the messages and tools that every conversation starts with; their state is kept on disk.",
+    )
+    embedder: str = setting("all-minilm-l6-v2-int8", "Sentence embedding model (ONNX); empty: none.")
+    embedder_tokenizer: str = setting("all-minilm-l6-v2-tokenizer", "Its tokenizer.json.")
+    mmproj: str = setting("", "Projector for images, a catalogue name or a path; empty: the model reads text only.")
+
+
+@dataclass(frozen=True)
+class InTheCloud(OnBoard):
+    """The cloud's embedded stand-in, for where no server is given."""
+
+    model: str = setting(CLOUD_MODEL, "A catalogue name, or the path of a GGUF file.")
+    slots: int = setting(2, "Answers written at the same time.", least=1)
+    context_tokens: int = setting(4096, "Longest prompt and answer together, per slot.", least=64)
+    upstream_url: str = setting("", "An OpenAI-compatible server that answers instead of the embedded engine.")
+    upstream_model: str = setting("", "What that server calls the model.")
+    upstream_key_env: str = setting("", "Environment variable that holds its API key.")
+
+
+@dataclass(frozen=True)
+class CloudAccess:
+    """The way to the cloud. Plain http is taken on loopback only."""
+
+    url: str = setting("", "The cloud's address, as an OpenAI client's base_url; empty: no cloud.")
+    model: str = setting("", "What the cloud calls the model; empty: its only one.")
+    api_key_env: str = setting("", "Environment variable that holds the API key.")
+    tls_ca: Path | None = setting(None, "Authority that signed the cloud's certificate (PEM).")
+    tls_cert: Path | None = setting(None, "This vehicle's certificate (PEM), for mutual TLS.")
+    tls_key: Path | None = setting(None, "This vehicle's private key (PEM).")
+    peer: bool = setting(True, "The cloud is another Codriver: it continues partial answers and is told deadlines.")
+    context_tokens: int = setting(4096, "The cloud model's context length; 0: not known.", least=0)
+    input_usd: float = setting(0.0, "US dollars per million tokens read.", least=0)
+    output_usd: float = setting(0.0, "US dollars per million tokens written.", least=0)
+    images: bool = setting(False, "The cloud model reads images.")
+
+
+@dataclass(frozen=True)
+class VehicleConfig:
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    engine: OnBoard = field(default_factory=OnBoard)
+    cloud: CloudAccess = field(default_factory=CloudAccess)
+    route: RouteConfig = field(default_factory=RouteConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
+    breaker: BreakerConfig = field(default_factory=BreakerConfig)
+    catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+
+
+@dataclass(frozen=True)
+class CloudConfig:
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    engine: InTheCloud = field(default_factory=InTheCloud)
+    catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)

@@ -1,0 +1,182 @@
+"""A vehicle: the model on board, the way to the cloud, the router between them, and the API in front."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import resources
+from urllib.parse import urlsplit
+
+from codriver.core.deadline import Deadline
+from codriver.core.engine import Engine, LinkObserver, NoLink
+from codriver.core.errors import BadConfigValue, NoCloudConfigured
+from codriver.engines.openai import OpenAIConfig, OpenAIServer
+from codriver.gateway import Gateway, Listening, serve
+from codriver.gateway.tls import client_context
+from codriver.observe.logs import configure_logs
+from codriver.observe.metrics import Metrics
+from codriver.observe.setup import configure_spans
+from codriver.route.hybrid import HybridEngine
+from codriver.route.lineup import Lineup
+from codriver.route.link import LinkMonitor, LinkView, SteadyLink
+from codriver.route.pinned import PinnedEngine
+from codriver.route.quality import Quality, load_calibration
+
+from .engines import start_embedder, start_on_board
+from .services import Service
+from .settings import VehicleConfig
+
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+@dataclass
+class Vehicle:
+    """The parts of a running vehicle, filled in by its services in order."""
+
+    config: VehicleConfig
+    metrics: Metrics = field(default_factory=Metrics)
+    engines: dict[str, Engine] = field(default_factory=dict)
+    link: LinkView = field(default_factory=SteadyLink)
+    quality: Quality = field(default_factory=Quality)
+    models: Mapping[str, Engine] = field(default_factory=dict)
+    listening: Listening | None = None
+
+
+@asynccontextmanager
+async def observe(car: Vehicle) -> AsyncIterator[None]:
+    configure_logs(car.config.observe)
+    flush = configure_spans(car.config.observe, "codriver-vehicle")
+    try:
+        yield
+    finally:
+        flush()
+
+
+@asynccontextmanager
+async def on_board_engine(car: Vehicle) -> AsyncIterator[None]:
+    engine = await start_on_board(car.config.engine, car.config.catalogue, "vehicle")
+    car.engines["vehicle"] = engine
+    try:
+        yield
+    finally:
+        await engine.aclose()
+
+
+@asynccontextmanager
+async def embedder(car: Vehicle) -> AsyncIterator[None]:
+    """Sentence embeddings, where the extra and the files are there; ``codriver doctor`` says when they are not."""
+    engine = start_embedder(car.config.engine, car.config.catalogue)
+    if engine is None:
+        yield
+        return
+    car.engines["embedder"] = engine
+    try:
+        yield
+    finally:
+        await engine.aclose()
+
+
+@asynccontextmanager
+async def cloud_engine(car: Vehicle) -> AsyncIterator[None]:
+    """The cloud as an engine, and the monitor of the link to it. Without a cloud's address there is neither."""
+    settings = car.config.cloud
+    if not settings.url:
+        if car.config.route.policy in ("cloud-only", "cloud-first"):
+            raise NoCloudConfigured(
+                f"The policy '{car.config.route.policy}' needs a cloud: give its address with --cloud-url.",
+                param="cloud.url",
+            )
+        yield
+        return
+
+    def probe() -> Awaitable[float]:
+        return server.probe(Deadline.after(car.config.link.retry_s))
+
+    monitor = LinkMonitor(probe, car.config.link, metrics=car.metrics)
+    observer: LinkObserver = monitor if car.config.route.link_aware else NoLink()
+    server = OpenAIServer(_cloud_config(car.config), observer, _cloud_tls(car.config))
+    car.engines["cloud"] = server
+    probing = None
+    if car.config.route.link_aware:
+        car.link = monitor
+        probing = asyncio.create_task(monitor.run())
+    try:
+        yield
+    finally:
+        if probing is not None:
+            probing.cancel()
+            with suppress(asyncio.CancelledError):
+                await probing
+        await server.aclose()
+
+
+@asynccontextmanager
+async def quality(car: Vehicle) -> AsyncIterator[None]:
+    """What this car knows of its own model: its own calibration if there is one, else what is shipped for the model."""
+    own = car.config.route.calibration
+    if own is not None:
+        car.quality.learn("vehicle", load_calibration(own))
+    else:
+        shipped = resources.files("codriver.route") / "data" / f"{car.config.engine.model}.json"
+        with resources.as_file(shipped) as file:
+            if file.is_file():
+                car.quality.learn("vehicle", load_calibration(file))
+    yield
+
+
+@asynccontextmanager
+async def gateway(car: Vehicle) -> AsyncIterator[None]:
+    lineup = Lineup(car.engines, car.link, car.quality, car.metrics, breaker_config=car.config.breaker)
+    hybrid = HybridEngine(lineup, car.config.route)
+    car.models = {"codriver": hybrid, **{name: PinnedEngine(hybrid, lineup, name) for name in car.engines}}
+    app = Gateway(car.models, "codriver", car.config.gateway, car.metrics)
+    car.listening = await serve(app, car.config.gateway)
+    try:
+        yield
+    finally:
+        await car.listening.aclose()
+
+
+TABLE: tuple[Service[Vehicle], ...] = (
+    Service("observe", observe),
+    Service("vehicle engine", on_board_engine),
+    Service("embedder", embedder),
+    Service("cloud engine", cloud_engine),
+    Service("quality", quality),
+    Service("gateway", gateway),
+)
+
+
+def _cloud_config(config: VehicleConfig) -> OpenAIConfig:
+    cloud = config.cloud
+    return OpenAIConfig(
+        id="cloud",
+        url=cloud.url,
+        model=cloud.model or ("cloud" if cloud.peer else ""),
+        api_key_env=cloud.api_key_env,
+        modalities=("text", "image") if cloud.images else ("text",),
+        capabilities=("chat", "completions", "tools", "json_schema", "logprobs"),
+        prefill="llama_cpp" if cloud.peer else "none",
+        context_tokens=cloud.context_tokens,
+        input_usd=cloud.input_usd,
+        output_usd=cloud.output_usd,
+        health_path="/healthz" if cloud.peer else "/health",
+        peer=cloud.peer,
+    )
+
+
+def _cloud_tls(config: VehicleConfig) -> ssl.SSLContext | None:
+    cloud = config.cloud
+    address = urlsplit(cloud.url)
+    if address.scheme == "http" and address.hostname not in _LOOPBACK:
+        raise BadConfigValue(
+            f"The cloud's address {cloud.url} is plain http, which is taken on loopback only: use https "
+            "(make certificates with: codriver keys init).",
+            param="cloud.url",
+        )
+    if address.scheme != "https":
+        return None
+    return client_context(cloud.tls_ca, cloud.tls_cert, cloud.tls_key)
