@@ -109,6 +109,7 @@ class Gateway:
         except ClientGone:
             raise
         except Exception:
+            # The service loop: a defect in an engine must end as an error body, not as a dead connection.
             log.exception("a request failed in an unforeseen way", extra={"route": exchange.route})
             await exchange.refuse(CodriverError("An internal error occurred; it has been logged."))
 
