@@ -34,11 +34,16 @@ class Grade:
     why: str
 
 
-def grade(item: Graded, text: str) -> Grade:
-    """Grade the whole answer ``text`` to ``item``. Raises BadConfigValue for a way of grading that does not exist."""
+def grade(item: Graded, text: str, *, complete: bool = True) -> Grade:
+    """Grade the answer ``text`` to ``item``. ``complete`` is False where the stream broke off: that is always wrong.
+
+    Raises BadConfigValue for a way of grading that does not exist.
+    """
     check = GRADES.get(item.grade)
     if check is None:
         raise BadConfigValue(f"There is no grade {item.grade!r}. Known are: {', '.join(GRADES)}.", param="grade")
+    if not complete:
+        return Grade(False, "broke off")
     return check(item.answer or "", text)
 
 

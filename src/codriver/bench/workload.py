@@ -148,6 +148,7 @@ _COMMAND_EXAMPLES = (
     ("Ring my sister", "phone"),
     ("Is the battery full?", "vehicle"),
 )
+_CHAT_EXAMPLE = ("Is it nice to sing in the car?", "It is, and nobody minds a wrong note!")
 _CHOICE_EXAMPLE = ("Where do fish live?\nA. desert\nB. water\nC. sky\nD. cave", "B")
 _NUMBER_EXAMPLE = ("Tom has 2 bags of 4 apples. He eats 1. How many are left?", "2*4-1=7")
 
@@ -180,7 +181,7 @@ def command_items(limits: Limits) -> list[WorkItem]:
 
 def chat_items(limits: Limits) -> list[WorkItem]:
     """Small talk: cannot be right or wrong, only answered."""
-    prefix = _dialogue("Answer in one short, friendly sentence.", ())
+    prefix = _dialogue("Answer in one short, friendly sentence.", (_CHAT_EXAMPLE,))
     return [
         WorkItem(
             id=f"chat-{n}",
@@ -205,7 +206,7 @@ def question_item(question: Question, limits: Limits) -> WorkItem:
         options = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCDEFGHIJ", question.choices, strict=False))
         text, grade, max_tokens = f"{question.text}\n{options}", "letter", 4
     else:
-        prefix = _dialogue("Answer with one calculation.", (_NUMBER_EXAMPLE,))
+        prefix = _dialogue("Write one short calculation that ends with = and the result. No words.", (_NUMBER_EXAMPLE,))
         text, grade, max_tokens = question.text, "number", 40
     return WorkItem(
         id=question.id,

@@ -107,6 +107,11 @@ def test_small_talk_is_answered_or_not() -> None:
     assert grade(item("answered", None), " \n...").correct is False
 
 
+@pytest.mark.parametrize(("how", "text"), [("answered", "Once upon a"), ("letter", "B"), ("number", "7")])
+def test_an_answer_that_broke_off_is_wrong_whatever_it_says(how: str, text: str) -> None:
+    assert grade(item(how, {"letter": "B", "number": "7"}.get(how)), text, complete=False).correct is False
+
+
 def test_an_unknown_way_of_grading_names_the_known_ones() -> None:
     with pytest.raises(BadConfigValue, match=r"no grade 'vibes'.*letter, number, domain, answered"):
         grade(item("vibes", None), "x")
