@@ -1,0 +1,279 @@
+"""ONNX Runtime as an engine: sentence embeddings (a graph with its tokenizer) and generic tensor graphs.
+
+Extra ``onnx``. The graph runs in a thread; a deadline stops it at the next operator. Limits: CPU; one graph per engine;
+texts are cut at ``max_tokens``, and what was cut is not counted. The rule kept here: a tensor that does not fit the
+graph is refused by name before anything runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from codriver.core.config import setting
+from codriver.core.deadline import Deadline
+from codriver.core.engine import Capability, EngineCard, Health
+from codriver.core.errors import (
+    DeadlineExceeded,
+    EngineUnavailable,
+    MissingFile,
+    RequestError,
+    UnsupportedModality,
+    UnsupportedParameter,
+)
+from codriver.core.messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, Tensor, TensorRequest, Tensors
+
+T = TypeVar("T")
+Floats = NDArray[np.float32]
+_NO_CHUNKS: tuple[ChatChunk, ...] = ()  # makes ``generate`` an iterator that refuses on its first step
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    **{
+        f"tensor({name})": name
+        for name in ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+    },
+}
+
+
+@dataclass(frozen=True)
+class OnnxConfig:
+    """One graph. With a tokenizer it makes embeddings as well."""
+
+    id: str = setting("embedder", "The engine's name.")
+    model: Path = setting(Path("model.onnx"), "The ONNX file.")
+    tokenizer: Path | None = setting(None, "The tokenizer.json of an embedding model.")
+    locality: Literal["vehicle", "cloud"] = setting("vehicle", "Where the engine runs.")
+    pooling: Literal["mean", "cls"] = setting("mean", "How token vectors become one: their mean, or the first.")
+    max_tokens: int = setting(256, "Texts are cut at this many tokens; all-MiniLM-L6-v2 was trained on 256.", least=8)
+    batch: int = setting(16, "Texts that go through the graph at once.", least=1)
+    threads: int = setting(0, "Threads of one run; 0 leaves it to ONNX Runtime.", least=0)
+
+
+class OnnxRuntime:
+    """Errors on construction: :class:`MissingFile`, :class:`EngineUnavailable` for a file that is no usable graph."""
+
+    def __init__(self, config: OnnxConfig) -> None:
+        self._config = config
+        self._session = _open_session(config)
+        self._inputs = {item.name: item for item in self._session.get_inputs()}
+        self._outputs = [item.name for item in self._session.get_outputs()]
+        self._tokenizer = _open_tokenizer(config) if config.tokenizer is not None else None
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"onnx-{config.id}")
+        self._waiting = 0
+        self._closed = False
+        capabilities: tuple[Capability, ...] = ("tensors", "embeddings") if self._tokenizer else ("tensors",)
+        self.card = EngineCard(
+            id=config.id,
+            locality=config.locality,
+            model=config.model.stem,
+            modalities=frozenset({"text"} if self._tokenizer else set()),
+            capabilities=frozenset(capabilities),
+            context_tokens=config.max_tokens if self._tokenizer else 0,
+        )
+
+    async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncIterator[ChatChunk]:
+        for chunk in _NO_CHUNKS:
+            yield chunk
+        raise UnsupportedModality(f"The model '{self.card.id}' does not chat.", param="model")
+
+    async def embed(self, request: EmbedRequest, deadline: Deadline) -> Embeddings:
+        """Texts as unit vectors; ``dimensions`` keeps the first ones and makes the rest unit again.
+
+        A dynamically quantised graph scales over its batch: the same text in other company differs in the last digits.
+
+        Errors: :class:`UnsupportedModality` without a tokenizer, :class:`UnsupportedParameter` for more dimensions than
+        there are.
+        """
+        if self._tokenizer is None:
+            raise UnsupportedModality(f"The model '{self.card.id}' does not make embeddings.", param="model")
+        texts = request.texts()
+        vectors, tokens = await self._in_thread(lambda run: self._embed_all(texts, run), deadline)
+        if request.dimensions is not None:
+            vectors = self._shortened(vectors, request.dimensions)
+        return Embeddings(vectors.tolist(), tokens, self.card.model)
+
+    async def infer(self, request: TensorRequest, deadline: Deadline) -> Tensors:
+        """Run the graph. Errors: :class:`RequestError` naming the tensor, what was expected and what came."""
+        feed = {tensor.name: self._checked(tensor) for tensor in request.inputs}
+        for name in self._inputs:
+            if name not in feed:
+                raise RequestError(
+                    f"The graph '{self.card.id}' needs the input '{name}', which is missing.", param=name
+                )
+        wanted = list(request.outputs) or self._outputs
+        for name in wanted:
+            if name not in self._outputs:
+                raise RequestError(
+                    f"The graph '{self.card.id}' has no output '{name}'; it has: {', '.join(self._outputs)}.",
+                    param=name,
+                )
+        arrays = await self._in_thread(lambda run: self._run(wanted, feed, run), deadline)
+        return Tensors(tuple(_as_tensor(name, array) for name, array in zip(wanted, arrays, strict=True)))
+
+    def health(self) -> Health:
+        if self._closed:
+            return Health("down", reason="closed")
+        return Health("busy" if self._waiting > 1 else "ready", queue=self._waiting)
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, work: Callable[[Any], T], deadline: Deadline) -> T:
+        """Run ``work(run options)`` in the engine's thread; leaving early tells the run to stop."""
+        if self._closed:
+            raise EngineUnavailable(f"The engine '{self.card.id}' is closed.", engine=self.card.id)
+        if deadline.expired():
+            raise DeadlineExceeded("The deadline passed before the graph was run.")
+        run = ort.RunOptions()
+        self._waiting += 1
+        try:
+            return await deadline.wait(asyncio.get_running_loop().run_in_executor(self._pool, work, run))
+        finally:
+            run.terminate = True  # without effect on a run that is over
+            self._waiting -= 1
+
+    def _run(self, outputs: list[str], feed: dict[str, Any], run: Any) -> list[NDArray[Any]]:
+        if run.terminate:
+            raise DeadlineExceeded("The deadline passed before the graph was run.")
+        try:
+            found: list[NDArray[Any]] = self._session.run(outputs, feed, run)
+        except (RuntimeError, ValueError, *_ORT_ERRORS) as error:
+            raise RequestError(f"The graph '{self.card.id}' cannot take these inputs: {_first_line(error)}") from error
+        return found
+
+    def _embed_all(self, texts: list[str], run: Any) -> tuple[Floats, int]:
+        """Vectors in the order of the texts; those of similar length share a batch, which pads the least."""
+        assert self._tokenizer is not None
+        encoded = self._tokenizer.encode_batch(texts)
+        order = sorted(range(len(texts)), key=lambda index: len(encoded[index].ids))
+        vectors: dict[int, Floats] = {}
+        for start in range(0, len(order), self._config.batch):
+            part = order[start : start + self._config.batch]
+            pooled = self._embed_batch([encoded[index].ids for index in part], run)
+            vectors.update(zip(part, pooled, strict=True))
+        tokens = sum(len(item.ids) for item in encoded)
+        return np.stack([vectors[index] for index in range(len(texts))]), tokens
+
+    def _embed_batch(self, ids: list[list[int]], run: Any) -> Floats:
+        length = max(map(len, ids))
+        padded = np.zeros((len(ids), length), np.int64)
+        mask = np.zeros((len(ids), length), np.int64)
+        for row, sequence in enumerate(ids):
+            padded[row, : len(sequence)] = sequence
+            mask[row, : len(sequence)] = 1
+        feed = {"input_ids": padded, "attention_mask": mask, "token_type_ids": np.zeros_like(padded)}
+        (states,) = self._run(self._outputs[:1], {k: v for k, v in feed.items() if k in self._inputs}, run)
+        if self._config.pooling == "cls":
+            return _unit(states[:, 0])
+        weights = mask[:, :, None].astype(np.float32)
+        return _unit((states * weights).sum(axis=1) / weights.sum(axis=1))
+
+    def _shortened(self, vectors: Floats, dimensions: int) -> Floats:
+        if not 1 <= dimensions <= vectors.shape[1]:
+            raise UnsupportedParameter(
+                f"The model '{self.card.id}' makes vectors of 1 to {vectors.shape[1]} dimensions, not {dimensions}.",
+                param="dimensions",
+            )
+        return _unit(vectors[:, :dimensions])
+
+    def _checked(self, tensor: Tensor) -> NDArray[Any]:
+        """The tensor as an array of the graph's input of that name."""
+        expected = self._inputs.get(tensor.name)
+        if expected is None:
+            raise RequestError(
+                f"The graph '{self.card.id}' has no input '{tensor.name}'; it has: {', '.join(self._inputs)}.",
+                param=tensor.name,
+            )
+        dtype = _DTYPES.get(expected.type, expected.type)
+        where = f"The input '{tensor.name}' of the graph '{self.card.id}'"
+        if tensor.dtype != dtype:
+            raise RequestError(f"{where} is {dtype}; got {tensor.dtype}.", param=tensor.name)
+        shape = tuple(expected.shape)
+        fits = len(shape) == len(tensor.shape) and all(
+            (want == got if isinstance(want, int) else got >= 0) for want, got in zip(shape, tensor.shape, strict=False)
+        )
+        if not fits:
+            wanted = ", ".join(str(size) for size in shape)
+            raise RequestError(f"{where} has shape ({wanted}); got {tensor.shape}.", param=tensor.name)
+        count_bytes = int(np.prod(tensor.shape)) * np.dtype(dtype).itemsize
+        if len(tensor.data) != count_bytes:
+            raise RequestError(
+                f"{where} needs {count_bytes} bytes for shape {tensor.shape}; got {len(tensor.data)}.",
+                param=tensor.name,
+            )
+        return np.frombuffer(tensor.data, np.dtype(dtype).newbyteorder("<")).reshape(tensor.shape)
+
+
+_ORT_ERRORS = tuple(
+    getattr(ort.capi.onnxruntime_pybind11_state, name)
+    for name in (
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+)
+
+
+def _open_session(config: OnnxConfig) -> Any:
+    if not config.model.is_file():
+        raise MissingFile(f"The model file {config.model} of '{config.id}' does not exist; pull it, or mend the path.")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = config.threads
+    options.log_severity_level = 4  # what fails is raised, not printed
+    try:
+        return ort.InferenceSession(str(config.model), options, providers=["CPUExecutionProvider"])
+    except (RuntimeError, *_ORT_ERRORS) as error:
+        raise EngineUnavailable(
+            f"The model file {config.model} of '{config.id}' cannot be loaded, it may be damaged: {_first_line(error)}",
+            engine=config.id,
+        ) from error
+
+
+def _open_tokenizer(config: OnnxConfig) -> Any:
+    from tokenizers import Tokenizer
+
+    path = config.tokenizer
+    assert path is not None
+    if not path.is_file():
+        raise MissingFile(f"The tokenizer file {path} of '{config.id}' does not exist; pull it, or mend the path.")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself, nothing narrower
+        raise EngineUnavailable(
+            f"The tokenizer file {path} of '{config.id}' cannot be read: {_first_line(error)}", engine=config.id
+        ) from error
+    tokenizer.no_padding()  # batches are padded here, to their own longest text
+    tokenizer.enable_truncation(config.max_tokens)
+    return tokenizer
+
+
+def _as_tensor(name: str, array: NDArray[Any]) -> Tensor:
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return Tensor(name, array.dtype.name, tuple(array.shape), little.tobytes())
+
+
+def _unit(vectors: NDArray[Any]) -> Floats:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Floats = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    return unit
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return line if line.endswith(".") else line + "."
