@@ -2,8 +2,11 @@
 
 Deterministic: the same count, seed, sources and mix give the same items in the same order. Prompts are short, because
 a car's engine reads them on a few cores, and every item of one sort begins with the same messages, so that an engine
-which keeps its prefix reads them once. The one worked example per sort is there because it pays: without it small
-models answer in sentences, fences or white space.
+which keeps its prefix reads them once. Worked examples stand where they pay: on the same
+commands SmolLM2-135M rose from .10 to .55 (n = 40) and Qwen2.5-Coder-1.5B from .35 to .85 (n = 20), though the prompts
+differ in wording too. For letters (.65 and .75, n = 20, Qwen) that is not settled; the example keeps the answer to two
+tokens. For calculations it changed nothing (.42 both, n = 24, Qwen). Letters are plain text: an object around them cost
+three times the tokens (.70, n = 20). These small trials chose the prompts; they are no measure of the models.
 """
 
 from __future__ import annotations
@@ -150,7 +153,6 @@ _COMMAND_EXAMPLES = (
 )
 _CHAT_EXAMPLE = ("Is it nice to sing in the car?", "It is, and nobody minds a wrong note!")
 _CHOICE_EXAMPLE = ("Where do fish live?\nA. desert\nB. water\nC. sky\nD. cave", "B")
-_NUMBER_EXAMPLE = ("Tom has 2 bags of 4 apples. He eats 1. How many are left?", "2*4-1=7")
 
 
 def command_items(limits: Limits) -> list[WorkItem]:
@@ -206,8 +208,8 @@ def question_item(question: Question, limits: Limits) -> WorkItem:
         options = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCDEFGHIJ", question.choices, strict=False))
         text, grade, max_tokens = f"{question.text}\n{options}", "letter", 4
     else:
-        prefix = _dialogue("Write one short calculation that ends with = and the result. No words.", (_NUMBER_EXAMPLE,))
-        text, grade, max_tokens = question.text, "number", 40
+        prefix = _dialogue("Write one short calculation that ends with = and the result. No words.", ())
+        text, grade, max_tokens = question.text, "number", 32
     return WorkItem(
         id=question.id,
         kind="question",
