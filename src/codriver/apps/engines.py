@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from codriver.catalogue import CatalogueConfig, ModelFile, resolve
 from codriver.core.engine import Engine, Locality
+from codriver.core.errors import BadConfigValue, MissingFile
 from codriver.engines.registry import ENGINES
 
 from .settings import OnBoard
@@ -50,9 +55,53 @@ def start_embedder(settings: OnBoard, catalogue: CatalogueConfig) -> Engine | No
 async def _llama_cpp(
     kind: Any, settings: OnBoard, model: ModelFile, catalogue: CatalogueConfig, locality: Locality
 ) -> Engine:
+    from codriver.engines.llama_cpp_config import LlamaCppConfig
 
-    raise NotImplementedError
+    prefix = read_prefix(settings.prefix_file) if settings.prefix_file is not None else Prefix()
+    store = catalogue.store()
+    mmproj = resolve(settings.mmproj, catalogue.catalogue(), store).path if settings.mmproj else None
+    config = LlamaCppConfig(
+        id=locality,
+        model=model.path,
+        locality=locality,
+        context_tokens=settings.context_tokens,
+        slots=settings.slots,
+        threads=settings.threads,
+        prefix=prefix.messages,
+        prefix_tools=prefix.tools,
+        prefix_dir=store.root / "prefixes" if prefix.messages else None,
+        mmproj=mmproj,
+    )
+    engine: Engine = await kind.start(config)
+    return engine
 
 
 async def _openvino(kind: Any, settings: OnBoard, model: ModelFile, locality: Locality) -> Engine:
-    raise NotImplementedError
+    from codriver.engines.openvino import OpenVinoConfig
+
+    config = OpenVinoConfig(
+        id=locality,
+        model=model.path,
+        locality=locality,
+        context_tokens=settings.context_tokens,
+        threads=settings.threads,
+    )
+    engine: Engine = await kind.start(config)
+    return engine
+
+
+class Prefix(msgspec.Struct, forbid_unknown_fields=True):
+    """What every conversation starts with, in the shape of a chat request."""
+
+    messages: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+def read_prefix(file: Path) -> Prefix:
+    """Errors: :class:`MissingFile`, :class:`BadConfigValue` naming the file and the member at fault."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Prefix)
+    except FileNotFoundError:
+        raise MissingFile(f"The prefix file {file} does not exist.", param="engine.prefix_file") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadConfigValue(f"The prefix file {file} is not valid: {error}.", param="engine.prefix_file") from error

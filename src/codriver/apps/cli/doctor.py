@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from codriver.catalogue import CatalogueConfig
@@ -49,7 +50,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     else:
         table = Table("", "what", "finding", box=None)
         for finding in findings:
-            table.add_row(_MARK[finding.state], finding.what, finding.detail)
+            table.add_row(_MARK[finding.state], finding.what, escape(finding.detail))
         Console(highlight=False).print(table)
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
