@@ -38,6 +38,9 @@ from .exchange import ClientGone, Exchange, Receive, Scope, Send
 
 log = logging.getLogger("codriver.gateway")
 Handler = Callable[[Exchange], Awaitable[None]]
+# A route's two halves: the body as a request with its options, and the answer to it from an engine.
+Parse = Callable[[Exchange, bytes], tuple[Any, RequestOptions | None]]
+Respond = Callable[[Exchange, Engine, Any, Deadline], Awaitable[None]]
 CLIENT_GONE = 499  # nginx's number for a client that closed first; only metrics see it
 
 
@@ -65,7 +68,7 @@ class Gateway:
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/chat/completions": {"POST": partial(self._ask, parse=chat.parse, respond=chat.respond)},
             "/v1/completions": {"POST": partial(self._ask, parse=completions.parse, respond=completions.respond)},
-            "/v1/embeddings": {"POST": self._embed},
+            "/v1/embeddings": {"POST": partial(self._ask, parse=embeddings.parse, respond=embeddings.respond)},
             "/v1/models": {"GET": self._list_models},
             "/v1/models/{id}": {"GET": self._one_model},
             "/healthz": {"GET": self._health},
@@ -152,19 +155,22 @@ class Gateway:
 
     # ------------------------------------------------------------ questions
 
-    async def _ask(self, exchange: Exchange, *, parse: Any, respond: Any) -> None:
+    async def _ask(self, exchange: Exchange, *, parse: Parse, respond: Respond) -> None:
         task = self._admit(exchange)
         try:
-            request = parse(exchange, await exchange.body(self._config))
-            await self._under_deadline(exchange, request, request.codriver, respond)
-        finally:
-            self._open.pop(task, None)
-
-    async def _embed(self, exchange: Exchange) -> None:
-        task = self._admit(exchange)
-        try:
-            request, options = embeddings.parse(exchange, await exchange.body(self._config))
-            await self._under_deadline(exchange, request, options, embeddings.respond)
+            request, options = parse(exchange, await exchange.body(self._config))
+            engine = self._engine(request.model)
+            limit_s = self._limit_s(options)
+            exchange.engine = engine.card.id
+            exchange.span = start_request(request.model or engine.card.id, exchange.route, exchange.head.trace)
+            # The engine reports a passed deadline itself; this timer is for one that hangs.
+            patience_s = limit_s + self._config.grace_s
+            timer = asyncio.get_running_loop().call_later(patience_s, _expire, task, exchange, limit_s)
+            try:
+                with exchange.span.activate():
+                    await respond(exchange, engine, request, Deadline(exchange.arrived_s + limit_s, self._clock))
+            finally:
+                timer.cancel()
         finally:
             self._open.pop(task, None)
 
@@ -180,25 +186,10 @@ class Gateway:
         self._open[task] = exchange
         return task
 
-    async def _under_deadline(
-        self, exchange: Exchange, request: Any, options: RequestOptions | None, respond: Any
-    ) -> None:
-        engine = self._engine(request.model)
-        limit_s = self._config.request_limit_s
-        if options is not None and options.deadline_ms is not None:
-            limit_s = min(limit_s, options.deadline_ms / 1000)
-        deadline = Deadline(exchange.arrived_s + limit_s, self._clock)
-        exchange.engine = engine.card.id
-        exchange.span = start_request(request.model or engine.card.id, exchange.route, exchange.head.trace)
-        task = asyncio.current_task()
-        assert task is not None
-        # The engine reports a passed deadline itself; this timer is for one that hangs.
-        timer = asyncio.get_running_loop().call_later(limit_s + self._config.grace_s, _expire, task, exchange, limit_s)
-        try:
-            with exchange.span.activate():
-                await respond(exchange, engine, request, deadline)
-        finally:
-            timer.cancel()
+    def _limit_s(self, options: RequestOptions | None) -> float:
+        if options is None or options.deadline_ms is None:
+            return self._config.request_limit_s
+        return min(self._config.request_limit_s, options.deadline_ms / 1000)
 
     def _engine(self, name: str) -> Engine:
         if not name:

@@ -16,7 +16,7 @@ from codriver.core.answer import Answer
 from codriver.core.deadline import Deadline
 from codriver.core.engine import Engine
 from codriver.core.errors import EngineDied
-from codriver.core.messages import ChatChunk, ChatRequest, Usage, parse_chat
+from codriver.core.messages import ChatChunk, ChatRequest, RequestOptions, Usage, parse_chat
 from codriver.core.wire import DONE, encode, encode_chunk, splice
 
 from .exchange import Exchange
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 Encode = Callable[[ChatChunk], bytes]
 
 
-def parse(exchange: Exchange, body: bytes) -> ChatRequest:
+def parse(exchange: Exchange, body: bytes) -> tuple[ChatRequest, RequestOptions | None]:
     """Errors: :class:`MalformedBody`."""
     request = parse_chat(body)
     request.codriver = exchange.head.request_options(request.codriver)
-    return request
+    return request, request.codriver
 
 
 def open_chunks(engine: Engine, request: ChatRequest, deadline: Deadline) -> aclosing[AsyncGenerator[ChatChunk, None]]:
@@ -45,14 +45,14 @@ async def respond(exchange: Exchange, engine: Engine, request: ChatRequest, dead
         if request.stream:
             await stream(exchange, chunks, wants_usage(request), encode_chunk)
         else:
-            await whole(exchange, engine, chunks)
+            await whole(exchange, chunks)
 
 
 def wants_usage(request: ChatRequest) -> bool:
     return request.stream_options is not None and request.stream_options.include_usage
 
 
-async def whole(exchange: Exchange, engine: Engine, chunks: AsyncIterator[ChatChunk]) -> None:
+async def whole(exchange: Exchange, chunks: AsyncIterator[ChatChunk]) -> None:
     """One ``chat.completion`` body."""
     answer = Answer()
     only: ChatChunk | None = None
@@ -60,23 +60,25 @@ async def whole(exchange: Exchange, engine: Engine, chunks: AsyncIterator[ChatCh
         note(exchange, chunk)
         only = chunk if answer.chunks == 0 and chunk.whole is True else None
         answer.add(chunk)
-    refuse_cut(answer.complete, engine)
+    refuse_cut(answer.complete, exchange.engine)
     exchange.usage = answer.usage
+    if only is not None and only.raw:
+        exchange.span.answered_by(only.model, tuple(c.finish_reason or "" for c in only.choices))
+        await exchange.answer(only.raw)
+        return
     completion = answer.completion()
     exchange.span.answered_by(completion.model, tuple(c.finish_reason or "" for c in completion.choices))
-    await exchange.answer(only.raw if only is not None and only.raw else encode(completion))
+    await exchange.answer(encode(completion))
 
 
 async def stream(exchange: Exchange, chunks: AsyncIterator[ChatChunk], usage_asked: bool, to_bytes: Encode) -> None:
     """Events as the chunks come. ``to_bytes`` makes a chunk's JSON."""
     last_usage: ChatChunk | None = None
-    open_choices: set[int] = set()
-    seen = False
+    finished: dict[int, str | None] = {}
     async for chunk in chunks:
         note(exchange, chunk)
         for choice in chunk.choices:
-            seen = True
-            (open_choices.discard if choice.finish_reason else open_choices.add)(choice.index)
+            finished[choice.index] = choice.finish_reason or finished.get(choice.index)
         if chunk.usage:
             exchange.usage = chunk.usage
             last_usage = chunk
@@ -86,7 +88,8 @@ async def stream(exchange: Exchange, chunks: AsyncIterator[ChatChunk], usage_ask
         if not exchange.streaming:
             await exchange.start_stream()
         await exchange.event(to_bytes(shown))
-    refuse_cut(seen and not open_choices, None, exchange.engine)
+    refuse_cut(bool(finished) and all(finished.values()), exchange.engine)
+    exchange.span.answered_by(chunk.model, tuple(reason or "" for reason in finished.values()))
     if usage_asked and last_usage is not None:
         await exchange.event(to_bytes(_usage_only(last_usage)))
     await exchange.end_stream(DONE)
@@ -99,11 +102,10 @@ def note(exchange: Exchange, chunk: ChatChunk) -> None:
         exchange.engine = extension["engine"]
 
 
-def refuse_cut(complete: bool, engine: Engine | None, name: str = "") -> None:
+def refuse_cut(complete: bool, engine: str) -> None:
     """Raise :class:`EngineDied` for an answer that ended without its finish reason."""
     if not complete:
-        name = engine.card.id if engine is not None else name
-        raise EngineDied(f"The engine '{name}' ended its answer before it was complete.", engine=name)
+        raise EngineDied(f"The engine '{engine}' ended its answer before it was complete.", engine=engine)
 
 
 def _shown(chunk: ChatChunk, usage_asked: bool) -> ChatChunk:

@@ -82,7 +82,7 @@ _COPIED = [
 ]
 
 
-def parse(exchange: Exchange, body: bytes) -> ChatRequest:
+def parse(exchange: Exchange, body: bytes) -> tuple[ChatRequest, RequestOptions | None]:
     """Errors: :class:`MalformedBody`, :class:`UnsupportedParameter`."""
     asked: CompletionRequest = decode(_decoder, body)
     _refuse_unsupported(asked)
@@ -94,7 +94,7 @@ def parse(exchange: Exchange, body: bytes) -> ChatRequest:
     if asked.logprobs is not None:
         request.logprobs, request.top_logprobs = True, asked.logprobs
     request.codriver = exchange.head.request_options(asked.codriver)
-    return request
+    return request, request.codriver
 
 
 def _refuse_unsupported(asked: CompletionRequest) -> None:
@@ -114,9 +114,11 @@ async def respond(exchange: Exchange, engine: Engine, request: ChatRequest, dead
         async for chunk in chunks:
             chat.note(exchange, chunk)
             answer.add(chunk)
-    chat.refuse_cut(answer.complete, engine)
+    chat.refuse_cut(answer.complete, exchange.engine)
     exchange.usage = answer.usage
-    await exchange.answer(encode(_whole(answer)))
+    shown = _whole(answer)
+    exchange.span.answered_by(shown.model, tuple(choice.finish_reason or "" for choice in shown.choices))
+    await exchange.answer(encode(shown))
 
 
 def _whole(answer: Answer) -> TextCompletion:

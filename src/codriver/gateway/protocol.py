@@ -16,6 +16,7 @@ from codriver.core.errors import RequestError
 from codriver.core.wire import encode
 
 from .config import GatewayConfig
+from .cork import Cork
 from .exchange import Receive, Scope, Send
 
 _LINGER_S = 2.0
@@ -44,7 +45,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._task = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]
+        self._cork = Cork(transport, self.loop)  # type: ignore[arg-type]
+        super().connection_made(self._cork)  # type: ignore[arg-type]
         self._reading = self._in_head = True
         self._since_s = self.loop.time()
         if len(self.connections) > self._limits.max_connections:
@@ -69,6 +71,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._reading = self._in_head = self._begun = True
         self._head_bytes = 0
         self._since_s = self.loop.time()
+
+    def on_response_complete(self) -> None:
+        self._cork.flush()
+        super().on_response_complete()
 
     def on_headers_complete(self) -> None:
         if self._refused:

@@ -34,7 +34,7 @@ class RequestSpan:
 
     def activate(self) -> AbstractContextManager[None]:
         """Make it the current span, so that attempts become its children."""
-        return nullcontext()
+        return _INACTIVE
 
     def answered_by(self, model: str, finish_reasons: tuple[str, ...] = ()) -> None:
         """Which model answered and how its choices ended."""
@@ -48,7 +48,7 @@ class AttemptSpan:
 
     def activate(self) -> AbstractContextManager[None]:
         """Make it the current span, so that :func:`outgoing_headers` carries it upstream."""
-        return nullcontext()
+        return _INACTIVE
 
     def first_token(self) -> None:
         """The first token came; later calls do nothing."""
@@ -57,6 +57,7 @@ class AttemptSpan:
         """Close it. ``outcome`` is ``ok`` or a word for why it ended. Later calls do nothing."""
 
 
+_INACTIVE = nullcontext()
 NO_REQUEST_SPAN = RequestSpan()
 NO_ATTEMPT_SPAN = AttemptSpan()
 
