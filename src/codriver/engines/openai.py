@@ -263,7 +263,8 @@ class OpenAIServer:
 
     def _decode_whole(self, body: bytes, request: ChatRequest) -> ChatChunk:
         try:
-            chunk = wire.decode_whole(body) if request.prompt is None else openai_formats.decode_text(body)
+            decode = openai_formats.decode_chat if request.prompt is None else openai_formats.decode_text
+            chunk = decode(body)
         except UpstreamMalformed:
             error = openai_errors.error_in(body)
             if error is not None:
@@ -273,6 +274,8 @@ class OpenAIServer:
         ends.see(chunk, body)
         if not ends.complete:
             raise UpstreamMalformed(f"The answer of '{self.card.id}' has no finish_reason.", engine=self.card.id)
+        if request.continue_from and self._config.prefill == "llama_cpp":
+            return openai_formats.without_echo(chunk, request.continue_from)
         return chunk
 
     def _refuse_closed(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from codriver.core import wire
 from codriver.core.errors import UpstreamMalformed
 from codriver.core.messages import (
     ChatChunk,
@@ -112,6 +113,35 @@ def decode_text(payload: bytes) -> ChatChunk:
     chunk = ChatChunk(id=found.id, created=found.created, model=found.model, choices=choices)
     if found.usage is not None:
         chunk.usage = found.usage
+    return chunk
+
+
+def decode_chat(body: bytes) -> ChatChunk:
+    """A ``chat.completion`` body as one whole chunk, also where members are missing that OpenAI always sends.
+
+    llama.cpp's server, for one, leaves ``logprobs`` out. Errors: :class:`UpstreamMalformed`.
+    """
+    try:
+        return wire.decode_whole(body)
+    except UpstreamMalformed as error:
+        try:
+            loose = msgspec.json.decode(body)
+            choices = [{"index": 0, "logprobs": None, "finish_reason": None, **choice} for choice in loose["choices"]]
+            full = {"id": "", "created": 0, "model": "", **loose, "choices": choices}
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
+            raise error from None
+        chunk = wire.decode_whole(msgspec.json.encode(full))
+    chunk.raw = body
+    return chunk
+
+
+def without_echo(chunk: ChatChunk, given: str) -> ChatChunk:
+    """The chunk without the partial answer that llama.cpp's server repeats when it does not stream."""
+    for choice in chunk.choices:
+        content = choice.delta.content
+        if content is not None and content.startswith(given):
+            choice.delta.content = content[len(given) :]
+            chunk.raw = chunk.whole = msgspec.UNSET
     return chunk
 
 

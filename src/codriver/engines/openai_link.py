@@ -7,6 +7,7 @@ left, which closes the connection at once so that the server stops working.
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -187,21 +188,25 @@ class Link:
     ) -> aiohttp.ClientResponse:
         session = self._open()
         url = URL(self._place.origin + path, encoded=True)
-        reused: list[bool] = []
-
-        async def send() -> aiohttp.ClientResponse:
-            return await session.request(
-                method, url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=reused
-            )
-
         try:
-            try:
-                return await expiry.wait(send)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError, ConnectionResetError):
-                # A kept-alive connection that the server had closed meanwhile says nothing about the server: once more.
-                if not reused:
-                    raise
-                return await expiry.wait(send)
+            while True:
+                reused: list[bool] = []
+                ask = functools.partial(
+                    session.request,
+                    method,
+                    url,
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                    trace_request_ctx=reused,
+                )
+                try:
+                    return await expiry.wait(ask)
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                    # A kept connection that the server had closed meanwhile says nothing about the server. Each such
+                    # one leaves the pool, so this ends with a fresh connection at the latest.
+                    if not reused:
+                        raise
         except _CONNECTION_ERRORS as error:
             mapped = openai_errors.connection_error(error, self.engine, str(self._place))
             if openai_errors.blames_link(error):

@@ -117,7 +117,7 @@ def test_missing_and_damaged_files(tmp_path: Path, doubler_file: Path) -> None:
     with pytest.raises(MissingFile, match=r"none\.json of 'embedder' does not exist"):
         OnnxRuntime(OnnxConfig(model=doubler_file, tokenizer=tmp_path / "none.json"))
     damaged.write_bytes(b"{")
-    with pytest.raises(EngineUnavailable, match="tokenizer file .* cannot be read"):
+    with pytest.raises(EngineUnavailable, match=r"tokenizer file .* cannot be read"):
         OnnxRuntime(OnnxConfig(model=doubler_file, tokenizer=damaged))
 
 

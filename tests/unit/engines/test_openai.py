@@ -128,6 +128,23 @@ async def test_a_whole_answer_keeps_its_bytes() -> None:
     assert (got.raw, got.whole, got.text(), got.finish_reason) == (WHOLE, True, "hi", "stop")
 
 
+async def test_a_whole_answer_may_lack_what_openai_always_sends() -> None:
+    body = b'{"choices": [{"message": {"content": "hi"}, "finish_reason": "length"}]}'
+    async with serving(http("200 OK", body)) as server, engine_at(server.url) as engine:
+        (got,) = await read(engine, ask())
+    assert (got.raw, got.text(), got.finish_reason) == (body, "hi", "length")
+
+
+async def test_an_echo_of_the_partial_answer_is_taken_off() -> None:
+    request = ask()
+    request.continue_from = "The ans"
+    for said in (b"The answer", b"wer"):
+        body = WHOLE.replace(b'"hi"', b'"' + said + b'"')
+        async with serving(http("200 OK", body)) as server, engine_at(server.url, prefill="llama_cpp") as engine:
+            (got,) = await read(engine, request)
+        assert got.text() == "wer"
+
+
 async def test_the_configured_model_is_asked_for_and_codriver_options_stay_here() -> None:
     async with serving(http("200 OK", WHOLE)) as server, engine_at(server.url, model="big-model") as engine:
         await read(engine, ask(codriver={"policy": "auto", "session": "s"}, novel=5))
