@@ -1,0 +1,173 @@
+"""What a GGUF file says about itself: metadata, tensor types, and whether the file is whole. Standard library only.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian). Only the header
+is read; no weight is touched. The rule kept here: a cut or foreign file ends in a sentence, never in a wrong number.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from codriver.core.errors import EngineUnavailable, MissingFile
+
+Scalar = int | float | bool | str
+
+# Name, weights per block, bytes per block, by ggml's type number.
+TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    30: ("BF16", 1, 2),
+}
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_SIZES = {kind: struct.calcsize(code) for kind, code in _SCALARS.items()}
+_STRING, _ARRAY = 8, 9
+_SANE_COUNT = 1 << 24
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """``metadata`` holds scalars and strings, no arrays; ``tensor_bytes`` sums the file's bytes per type name."""
+
+    metadata: dict[str, Scalar]
+    tensor_bytes: dict[str, int]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def context_tokens(self) -> int:
+        """The context the model was trained for; 0 when the file does not say."""
+        found = self.metadata.get(f"{self.architecture}.context_length", 0)
+        return found if isinstance(found, int) else 0
+
+    @property
+    def chat_template(self) -> str:
+        return str(self.metadata.get("tokenizer.chat_template", ""))
+
+
+class _Cut(Exception):
+    """The file ended, or holds a value that no header can hold."""
+
+
+class _Cursor:
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self.at = 0
+
+    def number(self, code: str, size: int) -> int | float | bool:
+        if self.at + size > len(self._data):
+            raise _Cut
+        (value,) = struct.unpack_from(code, self._data, self.at)
+        self.at += size
+        found: int | float | bool = value
+        return found
+
+    def count(self) -> int:
+        return int(self.number("<Q", 8))
+
+    def text(self) -> str:
+        length = self.count()
+        if length > len(self._data) - self.at:
+            raise _Cut
+        raw = self._data[self.at : self.at + length]
+        self.at += length
+        return raw.decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Scalar | None:
+        """A value, or ``None`` for an array, which is only passed over."""
+        if kind in _SCALARS:
+            return self.number(_SCALARS[kind], _SIZES[kind])
+        if kind == _STRING:
+            return self.text()
+        if kind == _ARRAY:
+            self._pass_array()
+            return None
+        raise _Cut
+
+    def _pass_array(self) -> None:
+        kind, length = int(self.number("<I", 4)), self.count()
+        if kind in _SIZES:
+            self.at += _SIZES[kind] * length
+            if self.at > len(self._data):
+                raise _Cut
+            return
+        if length > _SANE_COUNT:
+            raise _Cut
+        for _ in range(length):
+            if kind == _STRING:
+                length_bytes = self.count()
+                self.at += length_bytes
+            else:
+                self.value(kind)
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Errors: :class:`MissingFile`; :class:`EngineUnavailable` when the file is no GGUF, cut or damaged."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read(_Cursor(data), path)
+    except FileNotFoundError:
+        raise MissingFile(f"The model file {path} does not exist. `codriver models pull` fetches models.") from None
+    except ValueError:  # an empty file cannot be mapped
+        raise EngineUnavailable(f"The model file {path.name} is empty; pull it again.") from None
+    except OSError as error:
+        raise MissingFile(f"The model file {path} cannot be read: {error.strerror}.") from error
+    except _Cut:
+        raise EngineUnavailable(f"The model file {path.name} is cut or damaged; pull it again.") from None
+
+
+def _read(cursor: _Cursor, path: Path) -> GgufHeader:
+    magic = int(cursor.number("<I", 4))
+    version = int(cursor.number("<I", 4))
+    if magic != 0x46554747:
+        raise EngineUnavailable(f"The model file {path.name} is not a GGUF file.")
+    if version not in (2, 3):
+        raise EngineUnavailable(f"The model file {path.name} has GGUF version {version}; versions 2 and 3 are read.")
+    tensors, pairs = cursor.count(), cursor.count()
+    if tensors > _SANE_COUNT or pairs > _SANE_COUNT:
+        raise _Cut
+    metadata: dict[str, Scalar] = {}
+    for _ in range(pairs):
+        key = cursor.text()
+        value = cursor.value(int(cursor.number("<I", 4)))
+        if value is not None:
+            metadata[key] = value
+    sums: dict[str, int] = {}
+    end = 0
+    for _ in range(tensors):
+        name, size, offset = _tensor(cursor)
+        sums[name] = sums.get(name, 0) + size
+        end = max(end, offset + size)
+    alignment = metadata.get("general.alignment", 32)
+    step = alignment if isinstance(alignment, int) and alignment > 0 else 32
+    if -(-cursor.at // step) * step + end > path.stat().st_size:
+        raise _Cut
+    return GgufHeader(metadata, sums)
+
+
+def _tensor(cursor: _Cursor) -> tuple[str, int, int]:
+    """A tensor's type name, size in bytes (0 for a type this file does not know) and offset in the data section."""
+    cursor.text()
+    dimensions = int(cursor.number("<I", 4))
+    if dimensions > 8:
+        raise _Cut
+    weights = 1
+    for _ in range(dimensions):
+        weights *= cursor.count()
+    kind, offset = int(cursor.number("<I", 4)), cursor.count()
+    name, block, size = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
+    return name, weights // block * size, offset

@@ -1,0 +1,167 @@
+"""llama.cpp's server inside this process, reached over a Unix socket in a private folder.
+
+Three things about the wheel that this file hides: its constructor blocks until the model is loaded (a thread waits), it
+installs SIGINT and SIGTERM handlers of its own (the process's are put back), and its OpenMP threads spin at barriers.
+On cores shared with anything else, spinning made a token take 40 to 600 ms instead of 15; waiting passively costs
+nothing measurable on idle cores, so it is the default here unless the environment says otherwise.
+The rule kept here: after ``aclose`` no thread, socket or folder is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from codriver.core.errors import EngineUnavailable
+
+from .llama_cpp_config import LlamaCppConfig
+
+_SOCKET = "s.sock"  # llama.cpp takes a host name with this ending for a socket's path
+_SOCKET_PATH_LIMIT = 100  # bytes; the kernel's is 108
+_SIGACTION_BYTES = 512  # more than any platform's struct sigaction
+_loading = threading.Lock()
+
+
+@contextmanager
+def kept_signals() -> Iterator[None]:
+    """Put SIGINT's and SIGTERM's actions back as they were, Python's and asyncio's alike; works from any thread."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    saved = {number: ctypes.create_string_buffer(_SIGACTION_BYTES) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, action in saved.items():
+        libc.sigaction(int(number), None, action)
+    try:
+        yield
+    finally:
+        for number, action in saved.items():
+            libc.sigaction(int(number), action, None)
+
+
+def wheel() -> Any:
+    """The ``xllamacpp`` module, its threads set to wait passively unless the environment says otherwise."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import xllamacpp
+
+    return xllamacpp
+
+
+def wheel_version() -> str:
+    return str(wheel().__version__)
+
+
+class LlamaServer:
+    """One server. ``session`` speaks HTTP to it; :attr:`url` is the prefix of its paths."""
+
+    url = "http://llama"
+
+    def __init__(self, config: LlamaCppConfig, slot_folder: Path | None = None) -> None:
+        self._config = config
+        self.folder = _private_folder()
+        self.slot_folder = slot_folder or self.folder
+        self._server: Any = None
+        self.session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Load the model. Errors: :class:`EngineUnavailable`."""
+        loading = asyncio.ensure_future(asyncio.to_thread(self._load))
+        try:
+            await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            # The load cannot be interrupted; what it made is freed as soon as it ends.
+            loading.add_done_callback(self._abandon)
+            raise
+        except RuntimeError as error:
+            raise EngineUnavailable(
+                f"The model {self._config.model.name} could not be loaded: llama.cpp does not know its architecture or "
+                f"tensors, or memory for {self._config.slots} × {self._config.context_tokens} tokens is short.",
+                engine=self._config.id,
+            ) from error
+        # A connection per request: llama.cpp closes kept ones when it likes, and a connect costs 0.1 ms.
+        connector = aiohttp.UnixConnector(str(self.folder / _SOCKET), limit=0, force_close=True)
+        self.session = aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
+        )
+
+    def _load(self) -> None:
+        module = wheel()
+        params = parameters(module, self._config)
+        params.hostnames = [str(self.folder / _SOCKET)]
+        params.slot_save_path = f"{self.slot_folder}/"
+        with _loading, kept_signals():
+            self._server = module.Server(params)
+
+    def _abandon(self, loaded: asyncio.Future[None]) -> None:
+        if not loaded.cancelled():
+            loaded.exception()  # seen here; nobody waits for it any more
+        self._free()
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        """One JSON exchange; the decoded answer. Errors: :class:`EngineUnavailable`."""
+        if self.session is None:
+            raise EngineUnavailable(f"The engine '{self._config.id}' is closed.", engine=self._config.id)
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            async with self.session.request(method, self.url + path, data=data) as response:
+                content = await response.read()
+                if response.status != 200:
+                    raise EngineUnavailable(
+                        f"The engine '{self._config.id}' refused {path}: status {response.status}.",
+                        engine=self._config.id,
+                    )
+                return msgspec.json.decode(content) if content[:1] in b"[{" else content.decode()
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineUnavailable(f"The engine '{self._config.id}' has stopped.", engine=self._config.id) from error
+
+    async def aclose(self) -> None:
+        session, self.session = self.session, None
+        if session is not None:
+            await session.close()
+        await asyncio.to_thread(self._free)
+
+    def _free(self) -> None:
+        self._server = None  # the wheel's destructor ends the loop and joins its threads
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def parameters(module: Any, config: LlamaCppConfig) -> Any:
+    """llama.cpp's parameters for ``config``, transport left out."""
+    params = module.CommonParams()
+    params.model.path = str(config.model)
+    params.model_alias = {config.id}
+    params.n_parallel = config.slots
+    params.n_ctx = config.slots * config.context_tokens
+    threads = config.threads or len(os.sched_getaffinity(0))
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.n_batch = params.n_ubatch = config.batch_tokens
+    kind = getattr(module.ggml_type, f"GGML_TYPE_{config.kv_type.upper()}")
+    params.cache_type_k = params.cache_type_v = kind
+    params.cache_ram_mib = 0  # we choose the slots, and that cache would never be asked
+    params.n_threads_http = config.slots + 4
+    params.use_jinja = params.endpoint_slots = params.endpoint_metrics = params.warmup = True
+    params.ui = params.fit_params = False
+    params.verbosity = 0
+    if config.mmproj is not None:
+        params.mmproj.path = str(config.mmproj)
+    # Loaded at scale 0: an adapter acts only where a request names it.
+    params.lora_adapters = [module.CommonAdapterLoraInfo(str(path), 0.0) for _, path in config.adapters()]
+    return params
+
+
+def _private_folder() -> Path:
+    """A folder only this user can enter, short enough for a socket's path."""
+    folder = Path(tempfile.mkdtemp(prefix="codriver-"))
+    if len(os.fsencode(folder / _SOCKET)) > _SOCKET_PATH_LIMIT:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="codriver-", dir="/tmp"))
+    return folder
