@@ -13,16 +13,10 @@ from typing import Any
 
 from rich.console import Console
 
-from codriver.core.errors import SetupError
+from codriver.core.errors import ChildDied
 
 _START_S = 180.0
 _STOP_S = 30.0
-
-
-class ChildDied(SetupError):
-    """A process that was started here ended before it served."""
-
-    code = "child_died"
 
 
 class Child:

@@ -15,7 +15,7 @@
     └── SetupError              the operator can mend it (exit code 2)
         ├── UnknownConfigKey    BadConfigValue      MissingFile          MissingExtra
         ├── UnknownEntry        ChecksumMismatch    SourceUnavailable    DiskFull
-        └── PortInUse           CertificateError    NoCloudConfigured
+        └── PortInUse           CertificateError    NoCloudConfigured    ChildDied
 
 Each class has a stable ``code``, an HTTP ``status``, a ``retryable`` flag and a page section in
 ``docs/errors.md``. The message is the public sentence: it never holds a request's text or a secret.
@@ -238,3 +238,9 @@ class CertificateError(SetupError):
 
 class NoCloudConfigured(SetupError):
     code = "no_cloud_configured"
+
+
+class ChildDied(SetupError):
+    """A process that was started here ended before it served, or while it was needed."""
+
+    code = "child_died"
