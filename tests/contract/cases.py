@@ -78,6 +78,17 @@ async def openai_llama_server(find: Find) -> AsyncIterator[Engine]:
 
 
 @asynccontextmanager
+async def llama_cpp(find: Find) -> AsyncIterator[Engine]:
+    pytest.importorskip("xllamacpp", reason="needs the wheel xllamacpp")
+    from codriver.engines.llama_cpp import LlamaCpp
+    from codriver.engines.llama_cpp_config import LlamaCppConfig
+
+    engine = await LlamaCpp.start(LlamaCppConfig(model=find("smollm2.gguf"), context_tokens=CONTEXT))
+    yield engine
+    await engine.aclose()
+
+
+@asynccontextmanager
 async def onnx_runtime(find: Find) -> AsyncIterator[Engine]:
     pytest.importorskip("onnxruntime", reason="needs the extra: pip install 'codriver[onnx]'")
     pytest.importorskip("tokenizers", reason="needs the extra: pip install 'codriver[onnx]'")
@@ -88,10 +99,12 @@ async def onnx_runtime(find: Find) -> AsyncIterator[Engine]:
     await engine.aclose()
 
 
+WEIGHTS = {"openai_llama_server", "onnx_runtime", "llama_cpp", "openvino"}  # these need real weights
 CASES: dict[str, Open] = {
     "null": null,
     "replay": replay,
     "openai": openai,
     "openai_llama_server": openai_llama_server,
+    "llama_cpp": llama_cpp,
     "onnx_runtime": onnx_runtime,
 }

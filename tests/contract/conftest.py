@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from codriver.core.engine import Engine
-from tests.contract.cases import CASES, Find, Open
+from tests.contract.cases import CASES, WEIGHTS, Find, Open
 
 
-@pytest.fixture(scope="module", params=CASES)
+def _params() -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.model] if name in WEIGHTS else []) for name in CASES]
+
+
+@pytest.fixture(scope="module", params=_params())
 def case(request: pytest.FixtureRequest) -> Open:
     return CASES[request.param]
 
