@@ -89,6 +89,16 @@ async def llama_cpp(find: Find) -> AsyncIterator[Engine]:
 
 
 @asynccontextmanager
+async def openvino(find: Find) -> AsyncIterator[Engine]:
+    pytest.importorskip("openvino_genai", reason="needs the extra: pip install 'codriver[openvino]'")
+    from codriver.engines.openvino import OpenVino, OpenVinoConfig
+
+    engine = await OpenVino.start(OpenVinoConfig(model=find("smollm2.gguf"), context_tokens=CONTEXT))
+    yield engine
+    await engine.aclose()
+
+
+@asynccontextmanager
 async def onnx_runtime(find: Find) -> AsyncIterator[Engine]:
     pytest.importorskip("onnxruntime", reason="needs the extra: pip install 'codriver[onnx]'")
     pytest.importorskip("tokenizers", reason="needs the extra: pip install 'codriver[onnx]'")
@@ -107,4 +117,5 @@ CASES: dict[str, Open] = {
     "openai_llama_server": openai_llama_server,
     "llama_cpp": llama_cpp,
     "onnx_runtime": onnx_runtime,
+    "openvino": openvino,
 }

@@ -28,6 +28,7 @@ from codriver.core.errors import (
 from codriver.core.messages import ChatRequest, ImagePart, Message
 
 from . import llama_cpp_tools as tools
+from .json_subset import fits
 from .openai_formats import CHAT_ONLY, text_changes
 
 # Ours to set, never the client's: they choose slots and caches.
@@ -122,7 +123,7 @@ def _grammar(request: ChatRequest, dialect: Dialect) -> tuple[str | None, bool]:
     if form is None or form.type == "text" or request.tools or request.continue_from or dialect.thinks:
         return None, False
     schema = form.json_schema.schema if form.json_schema else {"type": "object"}
-    return (tools.json_grammar(schema) if schema and tools.fits(schema) else None), False
+    return (tools.json_grammar(schema) if schema and fits(schema) else None), False
 
 
 def _adapters(request: ChatRequest, dialect: Dialect) -> list[dict[str, Any]]:

@@ -28,45 +28,11 @@ from codriver.core.messages import (
     ToolCallDelta,
 )
 
+from .json_subset import WORDS, closed, fits
+
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 # One space after a colon or comma and no line breaks: what json.dumps writes, far fewer tokens than free white space.
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# Keywords that llguidance honours; it would drop a schema with any other one without a word (see `fits`).
-_SCHEMA_WORDS = {
-    *("type", "properties", "required", "additionalProperties", "items", "enum", "const", "anyOf"),
-    *("title", "description", "default", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems"),
-}
-_TYPES = {"object", "array", "string", "number", "integer", "boolean", "null"}
-
-
-def fits(schema: Any) -> bool:
-    """True when ``schema`` holds only what the compact grammar is sure to enforce; others take llama.cpp's own way."""
-    if isinstance(schema, bool):
-        return True
-    if not isinstance(schema, dict) or not set(schema) <= _SCHEMA_WORDS:
-        return False
-    kind = schema.get("type")
-    if kind is not None and not (isinstance(kind, str) and kind in _TYPES):
-        return False
-    if not all(isinstance(schema.get(word, []), list) for word in ("enum", "required", "anyOf")):
-        return False
-    properties = schema.get("properties", {})
-    below = [*schema.get("anyOf", []), *([schema["items"]] if "items" in schema else [])]
-    below.extend([schema["additionalProperties"]] if "additionalProperties" in schema else [])
-    return isinstance(properties, dict) and all(fits(part) for part in [*properties.values(), *below])
-
-
-def closed(schema: Any) -> Any:
-    """The schema with objects that list their properties closed to others, as llama.cpp's own grammars have it."""
-    if isinstance(schema, list):
-        return [closed(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: closed(part) if key in ("items", "anyOf") else part for key, part in schema.items()}
-    if "properties" in schema:
-        found["properties"] = {name: closed(part) for name, part in schema["properties"].items()}
-        found.setdefault("additionalProperties", False)
-    return found
 
 
 def json_grammar(schema: dict[str, Any]) -> str:
@@ -126,7 +92,7 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
     if not fits(parameters):
         raise UnsupportedParameter(
             f"The parameters of the tool '{tool.function.name}' use JSON Schema keywords that this model's engine "
-            f"cannot enforce; it knows: {', '.join(sorted(_SCHEMA_WORDS))}.",
+            f"cannot enforce; it knows: {', '.join(sorted(WORDS))}.",
             param="tools",
         )
     return {
@@ -197,4 +163,4 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-__all__ = ["CLOSE", "OPEN", "CallReader", "call_grammar", "describe", "fits", "json_grammar", "wire_free"]
+__all__ = ["CLOSE", "OPEN", "CallReader", "call_grammar", "describe", "json_grammar", "wire_free"]
