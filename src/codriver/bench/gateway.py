@@ -1,0 +1,159 @@
+"""What the gateway costs: time added to a direct call, requests a second on one core, CPU per request.
+
+Every system stands before the same trivial upstream, on core 0; the load and the upstream are on core 1. Systems are
+measured in turn within each round, so that a busy machine is busy for all of them. The floor is nginx; the ceiling of
+the comparison is the direct call. Rule: a system that cannot run here is a row with the reason, not a gap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from codriver.core.errors import EngineUnavailable
+
+from .gateway_servers import (
+    STREAM_CHUNKS,
+    Target,
+    free_port,
+    litellm_command,
+    nginx_command,
+    own_command,
+    pinned,
+    started,
+)
+from .load import Load, generator, press
+from .rows import Report, Row
+
+_QUESTION = (
+    b'{"model":"auto","messages":[{"role":"system","content":"You are the car assistant."},{"role":"user","content":'
+    b'"Please set the temperature to 21 degrees and tell me when we arrive at home."}],"max_tokens":64'
+)
+_BODIES = {"whole": _QUESTION + b"}", f"stream of {STREAM_CHUNKS}": _QUESTION + b',"stream":true}'}
+_CLIENTS = (1, 16)
+_NULL = "codriver, null engine"
+_LITELLM_ENV = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "NO_PROXY": "127.0.0.1"}
+
+Key = tuple[str, str, int]  # system, kind of answer, clients
+
+
+class _Samples:
+    """All rounds of one system and case."""
+
+    def __init__(self) -> None:
+        self.loads: list[Load] = []
+        self.cpu_us: list[float] = []
+
+
+def run(quick: bool = False) -> Report:
+    """Measure and report. ``quick`` takes two rounds of one second a case, otherwise five of three."""
+    rounds, seconds = (2, 1.0) if quick else (5, 3.0)
+    begun = datetime.now(UTC).isoformat(timespec="seconds")
+    samples: dict[Key, _Samples] = defaultdict(_Samples)
+    skipped: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder, _systems(Path(folder), skipped) as targets:
+        for target in targets:
+            press(target.port, _BODIES["whole"], 4, 1.0, pinned(1))
+        for _ in range(rounds):
+            for kind, body in _BODIES.items():
+                for clients in _CLIENTS:
+                    for target in targets:
+                        _measure(samples[target.system, kind, clients], target, body, clients, seconds)
+    rows = _rows(samples)
+    rows += [Row(name, "any", "skipped", 0.0, "", 0, None, None, reason) for name, reason in skipped.items()]
+    return Report("gateway", _machine(), begun, rows)
+
+
+@contextlib.contextmanager
+def _systems(folder: Path, skipped: dict[str, str]) -> Iterator[list[Target]]:
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str, command: list[str], port: int, core: int = 0, patience_s: float = 20.0) -> Target:
+            env = _LITELLM_ENV if name == "litellm" else {}
+            return stack.enter_context(started(name, pinned(core) + command, port, patience_s, env))
+
+        port = free_port()
+        direct = start("direct", own_command("upstream", port), port, core=1)
+        targets = [direct]
+        for name, kind in (("codriver", "gateway"), (_NULL, "null")):
+            port = free_port()
+            targets.append(start(name, own_command(kind, port, direct.port), port))
+        for name, make, missing in (
+            ("nginx", nginx_command, "nginx is not installed"),
+            ("litellm", litellm_command, "LiteLLM is not in $CODRIVER_RIVALS; `make bench` installs it there"),
+        ):
+            port = free_port()
+            command = make(folder, port, direct.port)
+            if command is None:
+                skipped[name] = missing
+                continue
+            try:
+                targets.append(start(name, command, port, patience_s=120.0))
+            except EngineUnavailable as error:
+                skipped[name] = error.message
+        yield targets
+
+
+def _measure(into: _Samples, target: Target, body: bytes, clients: int, seconds: float) -> None:
+    before_s = target.cpu_s()
+    load = press(target.port, body, clients, seconds, pinned(1))
+    if load.failed or not load.requests:
+        raise EngineUnavailable(
+            f"{target.system} failed {load.failed} of {load.requests} requests", engine=target.system
+        )
+    into.loads.append(load)
+    into.cpu_us.append((target.cpu_s() - before_s) * 1e6 / load.requests)
+
+
+def _rows(samples: dict[Key, _Samples]) -> list[Row]:
+    rows: list[Row] = []
+    for (system, kind, clients), found in samples.items():
+        case = f"{kind}, {clients} client{'s' if clients > 1 else ''}"
+        count = sum(load.requests for load in found.loads)
+        row = _Maker("codriver", case + ", null engine", count) if system == _NULL else _Maker(system, case, count)
+        rows.append(row.make("p50_ms", "ms", [load.p50_ms for load in found.loads]))
+        rows.append(row.make("p99_ms", "ms", [load.p99_ms for load in found.loads]))
+        rows.append(row.make("requests_per_s", "1/s", [load.requests / load.seconds for load in found.loads]))
+        rows.append(row.make("cpu_us_per_request", "µs", found.cpu_us))
+        direct = samples["direct", kind, clients].loads
+        if system not in ("direct", _NULL):
+            pairs = list(zip(found.loads, direct, strict=True))
+            rows.append(row.make("added_p50_ms", "ms", [a.p50_ms - b.p50_ms for a, b in pairs]))
+            rows.append(row.make("added_p99_ms", "ms", [a.p99_ms - b.p99_ms for a, b in pairs]))
+        rival = samples.get(("litellm", kind, clients))
+        if system == "codriver" and rival is not None:
+            ratios = [
+                (a.requests / a.seconds) / (b.requests / b.seconds)
+                for a, b in zip(found.loads, rival.loads, strict=True)
+            ]
+            rows.append(row.make("requests_per_s_over_litellm", "×", ratios))
+    return rows
+
+
+class _Maker:
+    """Rows of one system and case: the median over the rounds, with the lowest and the highest."""
+
+    def __init__(self, system: str, case: str, count: int) -> None:
+        self._system, self._case, self._count = system, case, count
+
+    def make(self, metric: str, unit: str, values: list[float]) -> Row:
+        middle, low, high = (round(f(values), 4) for f in (statistics.median, min, max))
+        note = f"median of {len(values)} rounds, load by {generator()}"
+        return Row(self._system, self._case, metric, middle, unit, self._count, low, high, note)
+
+
+def _machine() -> str:
+    model = platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
