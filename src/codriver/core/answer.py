@@ -41,8 +41,9 @@ class _Choice:
             self.reasoning.append(delta.reasoning_content)
         if delta.refusal:
             self.refusal.append(delta.refusal)
-        for call in delta.tool_calls or ():
-            self._add_call(call)
+        if delta.tool_calls:
+            for call in delta.tool_calls:
+                self._add_call(call)
         if choice.logprobs and choice.logprobs.content:
             self.logprobs.extend(choice.logprobs.content)
         if choice.finish_reason:
@@ -82,22 +83,33 @@ class Answer:
 
     def add(self, chunk: ChatChunk) -> None:
         self.chunks += 1
-        if chunk.codriver and chunk.codriver.get("restart"):
-            # The answer begins anew: what came before is not part of it.
-            self._choices.clear()
-        self._id = self._id or chunk.id
-        self._model = self._model or chunk.model
-        self._created = self._created or chunk.created
-        for choice in chunk.choices:
-            self._choices.setdefault(choice.index, _Choice()).add(choice)
-        if chunk.usage:
-            self.usage = chunk.usage
         if chunk.codriver:
             self.codriver = chunk.codriver
+            if chunk.codriver.get("restart"):
+                # The answer begins anew: what came before is not part of it.
+                self._choices.clear()
+        if not self._id:
+            self._id = chunk.id
+        if not self._model:
+            self._model = chunk.model
+        if not self._created:
+            self._created = chunk.created
+        for choice in chunk.choices:
+            known = self._choices.get(choice.index)
+            if known is None:
+                known = self._choices[choice.index] = _Choice()
+            known.add(choice)
+        if chunk.usage:
+            self.usage = chunk.usage
 
     @property
     def text(self) -> str:
         return "".join(self._choices[0].content) if 0 in self._choices else ""
+
+    @property
+    def text_pieces(self) -> int:
+        """How many chunks brought text to the first choice: at least so many tokens are in it."""
+        return len(self._choices[0].content) if 0 in self._choices else 0
 
     @property
     def tool_calls_begun(self) -> bool:

@@ -38,9 +38,12 @@ class Gate:
 class Attempt:
     """One engine's turn.
 
-    ``first_token_s`` and ``inter_token_s`` are the longest waits for a first and a following token, ``total_s`` the
-    attempt's own bound; all three also end with the plan's deadline. ``on_late_death`` says what happens when the
-    engine dies after the client has part of its answer; a death before that always moves on to the next attempt.
+    ``start``: the first attempt starts ``at_once``; one ``after_failure`` when those before it failed;
+    one ``after_rejection`` also when a draft before it was rejected (that draft is kept, in case this one fails).
+    ``first_token_s`` and ``inter_token_s`` are the longest waits for a first and a following token. ``total_s`` is when
+    the attempt must be over; it counts from the request's arrival, as ``deadline_s`` does, so that an attempt that
+    starts late still leaves those after it their time. ``on_late_death`` says what happens when the engine dies after
+    the client has part of its answer; a death before that always moves on to the next attempt.
     """
 
     engine: str
@@ -75,8 +78,13 @@ class AttemptPlan:
         names = [attempt.engine for attempt in self.attempts]
         if len(set(names)) != len(names):
             raise PlanError(f"a plan names an engine twice: {names}")
-        if self.attempts[0].start != "at_once":
-            raise PlanError("a plan's first attempt starts at once")
+        if self.attempts[0].start != "at_once" or any(a.start == "at_once" for a in self.attempts[1:]):
+            raise PlanError("a plan's first attempt, and no other, starts at once")
+        bounds = [self.deadline_s, self.budget_usd]
+        for attempt in self.attempts:
+            bounds += [attempt.first_token_s, attempt.inter_token_s, attempt.total_s]
+        if not all(bound >= 0 for bound in bounds):
+            raise PlanError("a plan's times and budget are numbers from zero up")
         if self.privacy == "local_only":
             leaks = [attempt.engine for attempt in self.attempts if attempt.locality != "vehicle"]
             if leaks:

@@ -19,7 +19,6 @@ from .messages import (
     ChunkChoice,
     Delta,
     FunctionDelta,
-    Logprobs,
     ToolCallDelta,
 )
 
@@ -121,8 +120,12 @@ def encode(value: Any) -> bytes:
 
 
 def encode_chunk(chunk: ChatChunk) -> bytes:
-    """A chunk's JSON: the bytes it arrived as where nothing was changed."""
-    return chunk.raw or _encoder.encode(chunk)
+    """A chunk's JSON: the bytes it arrived as where nothing was changed. Internal members are never written."""
+    if chunk.raw:
+        return chunk.raw
+    if chunk.raw is not msgspec.UNSET or chunk.whole is not msgspec.UNSET:
+        chunk = msgspec.structs.replace(chunk, raw=msgspec.UNSET, whole=msgspec.UNSET)
+    return _encoder.encode(chunk)
 
 
 def sse(payload: bytes) -> bytes:
@@ -138,9 +141,38 @@ def splice(body: bytes, key: str, value: Any) -> bytes:
 
 
 def with_extension(chunk: ChatChunk, extension: dict[str, Any]) -> ChatChunk:
-    """The chunk with Codriver's extension field, in the struct and in its bytes."""
-    raw = splice(chunk.raw, "codriver", extension) if chunk.raw else msgspec.UNSET
+    """The chunk with Codriver's extension field, in the struct and in its bytes. One that it brought along from another
+    Codriver is kept in it as ``upstream``.
+    """
+    raw = chunk.raw or msgspec.UNSET
+    if chunk.codriver:
+        extension = {**extension, "upstream": chunk.codriver}
+        if raw:
+            members = msgspec.json.decode(raw)
+            members.pop("codriver", None)
+            raw = _encoder.encode(members)
+    if raw:
+        raw = splice(raw, "codriver", extension)
     return msgspec.structs.replace(chunk, codriver=extension, raw=raw)
+
+
+def changed(request: ChatRequest, **members: Any) -> ChatRequest:
+    """The request with ``members`` set (``None`` takes one out), in the struct and in the bytes it arrived as.
+
+    So members of the body that nobody here knows survive a change.
+    """
+    raw = request.raw
+    if raw is not None:
+        body: dict[str, Any] = msgspec.json.decode(raw)
+        for name, value in members.items():
+            if name == "continue_from":
+                continue  # never part of a body: each engine has its own way to say it
+            if value is None:
+                body.pop(name, None)
+            else:
+                body[name] = value
+        raw = _encoder.encode(body)
+    return msgspec.structs.replace(request, raw=raw, **members)
 
 
 def upstream_body(request: ChatRequest, changes: dict[str, Any], drop: tuple[str, ...] = ()) -> bytes:
@@ -161,8 +193,8 @@ def upstream_body(request: ChatRequest, changes: dict[str, Any], drop: tuple[str
 
 __all__ = [
     "DONE",
-    "Logprobs",
     "SseParser",
+    "changed",
     "decode_chunk",
     "decode_whole",
     "encode",

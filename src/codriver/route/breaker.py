@@ -25,6 +25,12 @@ def blames(error: CodriverError) -> bool:
 
 
 class Breaker:
+    """``started`` tells whether the attempt is the one probe; its end is told back with that answer.
+
+    Attempts that began before the breaker opened may end after it: their success closes it, their failure changes
+    nothing, so that ten requests that die at once count as one reason to wait and not as ten.
+    """
+
     def __init__(self, config: BreakerConfig | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self._config = config or BreakerConfig()
         self._clock = clock
@@ -41,29 +47,38 @@ class Breaker:
 
     def allows(self) -> bool:
         """True when an attempt may start now. In half-open only one may be on its way."""
-        return self.state == "closed" or (self.state == "half-open" and not self._probing)
+        if self._open_until_s is None:
+            return True
+        return self.state == "half-open" and not self._probing
 
-    def started(self) -> None:
-        self._probing = self.state == "half-open"
+    def started(self) -> bool:
+        """True when the attempt that starts now is the probe."""
+        probe = self.state == "half-open"
+        self._probing = self._probing or probe
+        return probe
 
     def succeeded(self) -> None:
         self._failures = self._opened_times = 0
         self._open_until_s = None
         self._probing = False
 
-    def failed(self, error: CodriverError) -> None:
-        half_open, self._probing = self._probing, False
+    def failed(self, error: CodriverError, probe: bool = False) -> None:
+        if probe:
+            self._probing = False
+        elif self._open_until_s is not None:
+            return
         if isinstance(error, EngineBusy) and error.retry_after_s is not None:
             self._open(error.retry_after_s)
         elif blames(error):
             self._failures += 1
-            if half_open or self._failures >= self._config.failures:
+            if probe or self._failures >= self._config.failures:
                 self._opened_times += 1
                 self._open(min(self._config.open_s * 2 ** (self._opened_times - 1), self._config.most_open_s))
 
-    def abandoned(self) -> None:
+    def abandoned(self, probe: bool = False) -> None:
         """The attempt ended without a verdict: cancelled, or the link went down under it."""
-        self._probing = False
+        if probe:
+            self._probing = False
 
     def _open(self, seconds: float) -> None:
         self._open_until_s = self._clock.monotonic_s() + min(seconds, self._config.most_open_s)

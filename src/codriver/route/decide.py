@@ -21,6 +21,7 @@ from .quality import request_features
 # Above this prior the draft streams at once, without waiting for a verdict on its first tokens.
 _SURE = 0.9
 _LEAST_CLOUD_S = 0.3
+_HAND_OVER_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class Decider:
     """Makes plans. Its only state is what ``lineup`` has learnt."""
 
     def __init__(self, lineup: Lineup, config: RouteConfig | None = None) -> None:
-        self._lineup = lineup
         self._config = config or RouteConfig()
+        self._lineup = lineup if self._config.link_aware else lineup.without_link()
 
     def plan(self, request: ChatRequest, deadline_s: float = math.inf) -> AttemptPlan:
         """Errors: :class:`NoEngineLeft`, :class:`LinkDown`, :class:`UnknownModel`, or why the only engine cannot take
@@ -47,14 +48,17 @@ class Decider:
         """
         options = request.codriver or RequestOptions()
         local_only = options.privacy == "local_only"
-        limit_s = min(deadline_s, self._config.deadline_s if options.deadline_ms is None else options.deadline_ms / 1e3)
+        limit_s = min(deadline_s, _seconds(options.deadline_ms, self._config.deadline_s))
         ask = Ask(request, options, options.policy or self._config.policy, limit_s, local_only)
         attempts = self._ordered(ask) if options.engine is None else self._pinned(ask, options.engine)
+        attempts[-1] = self._patient(ask, attempts[-1], alone=len(attempts) == 1)
+        if attempts[0].start != "at_once":
+            attempts[0] = replace(attempts[0], start="at_once")
         budget_usd = options.budget_usd if options.budget_usd is not None else self._config.budget_usd
         return AttemptPlan(
-            attempts=(replace(attempts[0], start="at_once"), *attempts[1:]),
+            attempts=tuple(attempts),
             deadline_s=limit_s,
-            budget_usd=math.inf if budget_usd is None else budget_usd,
+            budget_usd=math.inf if budget_usd is None else max(0.0, budget_usd),
             privacy="local_only" if local_only else "any",
             policy=ask.policy,
             link=self._lineup.link.estimate().state,
@@ -85,7 +89,10 @@ class Decider:
         if not self._lineup.breakers[name].allows():
             return NoEngineLeft(f"The engine '{name}' keeps failing and is given a pause.", engine=name)
         health = engine.health()
-        if health.state == "down":
+        if health.state == "loading":
+            return NoEngineLeft(f"The engine '{name}' is still loading.", engine=name)
+        # A cloud engine that failed says "down" until it answers again: only the breaker knows when to try it.
+        if health.state == "down" and engine.card.locality == "vehicle":
             return NoEngineLeft(f"The engine '{name}' is down: {health.reason or 'no reason given'}.", engine=name)
         return None
 
@@ -112,7 +119,7 @@ class Decider:
         if ask.policy == "cloud-only":
             vehicle = []
         if not vehicle and not cloud:
-            raise self._no_one(vehicle_refusals, cloud_refusals)
+            raise self._no_one(ask, vehicle_refusals, cloud_refusals)
         if not cloud:
             why = "the only place allowed" if not cloud_refusals else cloud_refusals[0].code.replace("_", " ")
             return self._all(ask, vehicle, why)
@@ -123,15 +130,21 @@ class Decider:
         return self._both(ask, vehicle, cloud)
 
     def _both(self, ask: Ask, vehicle: list[str], cloud: list[str]) -> list[Attempt]:
-        prior = self._lineup.quality.prior(vehicle[0], request_features(ask.request))
         if ask.policy == "cloud-first":
             return self._cloud_first(ask, vehicle, cloud, "asked to be first")
-        if ask.policy == "auto" and prior < self._config.skip_below:
+        prior = self._lineup.quality.prior(vehicle[0], request_features(ask.request))
+        # A draft whose engine shows no probabilities can be judged only by the prior, and that can be done now.
+        blind = not self._lineup.engines[vehicle[0]].card.can("logprobs")
+        least = max(self._config.skip_below, self._config.min_confidence if blind else 0.0)
+        if ask.policy == "auto" and prior < least:
             return self._cloud_first(ask, vehicle, cloud, f"the vehicle would be right with p={prior:.2f}")
-        gated = prior < _SURE or ask.policy == "vehicle-first"
-        why = f"drafts with prior p={prior:.2f}" if gated else f"is sure with prior p={prior:.2f}"
-        draft = replace(self._attempt(ask, vehicle[0], why, ask.deadline_s), gate=self._gate(ask) if gated else None)
-        takeovers = [self._attempt(ask, name, "takes over from a weak draft", ask.deadline_s) for name in cloud]
+        sure = blind or (prior >= _SURE and ask.policy != "vehicle-first")
+        gate = self._gate(ask, sure)
+        why = f"is sure with prior p={prior:.2f}" if sure else f"drafts with prior p={prior:.2f}"
+        draft = replace(self._attempt(ask, vehicle[0], why, ask.deadline_s), gate=gate)
+        # The rejected draft is still there when the takeover's time ends: that must be early enough to hand it over.
+        takeover_s = max(0.0, ask.deadline_s - _HAND_OVER_S) if gate else ask.deadline_s
+        takeovers = [self._attempt(ask, name, "takes over from a weak draft", takeover_s) for name in cloud]
         return [
             draft,
             *(replace(attempt, start="after_rejection") for attempt in takeovers),
@@ -164,20 +177,40 @@ class Decider:
             on_late_death=options.failover or self._config.failover,
         )
 
-    def _gate(self, ask: Ask) -> Gate:
+    def _patient(self, ask: Ask, last: Attempt, alone: bool) -> Attempt:
+        """The last attempt with the limits that only the client may set lifted: nobody comes after it.
+
+        An engine of the vehicle may take all the time there is for a long prompt, and an answer that is not streamed
+        has its first token with its last.
+        """
+        options = ask.options
+        whole = alone and not ask.request.stream
+        if options.first_token_ms is not None or options.inter_token_ms is not None:
+            return last
+        if whole:
+            return replace(last, first_token_s=last.total_s, inter_token_s=math.inf)
+        return replace(last, first_token_s=last.total_s) if last.locality == "vehicle" else last
+
+    def _gate(self, ask: Ask, sure: bool) -> Gate | None:
+        """``sure``: only a schema can speak against the draft."""
         wants = ask.request.response_format
+        schema = wants is not None and wants.type != "text"
+        if sure and not schema:
+            return None
         return Gate(
-            min_confidence=self._config.min_confidence,
+            min_confidence=0.0 if sure else self._config.min_confidence,
             probe_tokens=self._config.probe_tokens,
-            schema=wants is not None and wants.type != "text",
+            schema=schema,
         )
 
     @staticmethod
-    def _no_one(vehicle: list[CodriverError], cloud: list[CodriverError]) -> CodriverError:
+    def _no_one(ask: Ask, vehicle: list[CodriverError], cloud: list[CodriverError]) -> CodriverError:
         """One refusal is told as it is; of several, the vehicle's first, because it is the one that is always there."""
         refusals = [*vehicle, *cloud]
+        if ask.local_only and ask.policy == "cloud-only":
+            return NoEngineLeft("The request is local_only, by itself or by its session, and its policy is cloud-only.")
         return refusals[0] if refusals else NoEngineLeft("No engine is set up that may take this request.")
 
 
 def _seconds(milliseconds: float | None, default_s: float) -> float:
-    return default_s if milliseconds is None else milliseconds / 1e3
+    return default_s if milliseconds is None else max(0.0, milliseconds / 1e3)

@@ -15,13 +15,20 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-import msgspec
-
 from codriver.core.answer import Answer
 from codriver.core.deadline import Deadline
-from codriver.core.errors import CodriverError, DeadlineExceeded, LinkDown, NoEngineLeft
+from codriver.core.errors import (
+    CodriverError,
+    DeadlineExceeded,
+    EngineDied,
+    EngineUnavailable,
+    LinkDown,
+    NoEngineLeft,
+    RequestError,
+)
 from codriver.core.messages import ChatChunk, ChatRequest, StreamOptions
-from codriver.core.plan import Attempt, AttemptPlan
+from codriver.core.plan import Attempt, AttemptPlan, PlanError
+from codriver.core.wire import changed
 from codriver.observe.spans import start_attempt
 
 from .config import RouteConfig
@@ -29,26 +36,40 @@ from .gate import GateKeeper
 from .lineup import Lineup
 from .live import AttemptRecord, Live, Rejected
 from .quality import request_features
-from .resume import continued
+from .resume import continued, goes_on
 from .shape import Shaper
 from .turn import Turn
 
+# Silence shorter than this says nothing of an engine, whatever limit it broke.
+_TELLING_SILENCE_S = 1.0
+# A budget that allows more than this bounds nothing, where the engine's context is not known.
+_LONG_ANSWER_TOKENS = 1 << 15
+
 
 class Run:
-    """One plan being run for one request. ``chunks`` is iterated once; ``records`` tell what became of each attempt."""
+    """One plan being run for one request. ``chunks`` is iterated once; ``records`` tell what became of each attempt.
+
+    The clock of ``deadline`` times everything.
+    """
 
     def __init__(
         self, lineup: Lineup, config: RouteConfig, plan: AttemptPlan, request: ChatRequest, deadline: Deadline
     ) -> None:
+        if plan.privacy == "local_only":
+            for attempt in plan.attempts:
+                if lineup.engines[attempt.engine].card.locality != "vehicle":
+                    raise PlanError(f"a local_only request must not reach {attempt.engine}")
         self._lineup = lineup
         self._config = config
         self._plan = plan
         self._request = request
-        self._deadline = deadline.within(None if math.isinf(plan.deadline_s) else plan.deadline_s)
-        self._arrived_s = lineup.clock.monotonic_s()
+        self._clock = deadline.clock
+        self._arrived_s = self._clock.monotonic_s()
+        self._deadline = self._by(plan.deadline_s, deadline)
         self._queue = deque(plan.attempts)
         self._shaper = Shaper(request)
         self._held: Live | None = None
+        self._cut: tuple[Attempt, CodriverError] | None = None
         self._errors: list[CodriverError] = []
         self._spent_usd = 0.0
         self.records: list[AttemptRecord] = []
@@ -61,214 +82,180 @@ class Run:
     async def chunks(self) -> AsyncGenerator[ChatChunk, None]:
         """The answer. Raises a :class:`CodriverError` when there is none, or when it was cut and could not go on."""
         try:
-            while self._queue:
-                attempt = self._queue.popleft()
-                refusal = self._why_skip(attempt)
-                if refusal is not None:
-                    self._errors.append(refusal)
-                    self._record(attempt, f"skipped:{refusal.code}")
-                    continue
+            while (live := self._next()) is not None:
                 try:
-                    async with aclosing(self._attempt(attempt)) as stream:
+                    async with aclosing(self._shaped(live)) as stream:
                         async for chunk in stream:
                             yield chunk
                     return
-                except Rejected:
-                    continue
-                except CodriverError as error:
-                    self._errors.append(error)
-                    self._after_death(attempt, error)
-            if self._held is None or self.answer.text:
-                raise self._verdict()
-            async with aclosing(self._deliver_held(self._held)) as stream:
-                async for chunk in stream:
-                    yield chunk
+                except Rejected as rejection:
+                    await self._hold(live, rejection)
+                except CodriverError as failure:
+                    self._died(live, failure)
+                finally:
+                    if live is not self._held:
+                        await self._end(live)
+                if self._is_full():
+                    yield self._shaper.close("length", self._extension(live))
+                    return
+            raise self._verdict()
         finally:
             await self._drop_held()
 
-    # ------------------------------------------------------------ one attempt
+    # ------------------------------------------------------------ whose turn it is
+
+    def _next(self) -> Live | None:
+        """The next attempt of the plan that may start; after the last one, the held draft, if any."""
+        while self._queue:
+            attempt = self._queue.popleft()
+            if attempt.start == "after_failure" and self._held is not None:
+                continue
+            refusal = self._why_skip(attempt)
+            if refusal is None:
+                return self._begin(attempt)
+            self._errors.append(refusal)
+            self._record(attempt, f"skipped:{refusal.code}")
+        live = self._held
+        if live is None or self._shaper.begun:
+            return None
+        self._held = None
+        live.record.why += "; its draft was the best there was"
+        live.record.outcome = "running"
+        return live
 
     def _why_skip(self, attempt: Attempt) -> CodriverError | None:
         """Why an attempt of the plan must not start after all: the world may have moved since the plan was made."""
         name = attempt.engine
-        if self._deadline.expired():
+        if self._by(attempt.total_s).expired():
             return DeadlineExceeded("The deadline passed before an engine could answer.")
         if self._plan.policy != "cloud-only" and self._lineup.link_down(name):
             return LinkDown("The link to the cloud is down; the cloud was not tried.", engine=name)
         if not self._lineup.breakers[name].allows():
             return NoEngineLeft(f"The engine '{name}' keeps failing and is given a pause.", engine=name)
-        price = self._lineup.engines[name].card.price
-        least_usd = price.cost_usd(len(self._request.text()) // 4, self._request.limit_tokens or 1)
-        if self._spent_usd + least_usd > self._plan.budget_usd:
+        if self._plan.budget_usd < math.inf and self._affordable_tokens(attempt) < (self._request.limit_tokens or 1):
             return NoEngineLeft(f"The budget does not allow the engine '{name}'.", engine=name)
         return None
 
+    def _affordable_tokens(self, attempt: Attempt) -> float:
+        """How many tokens of this engine the rest of the budget pays for, the prompt (at about four characters a token)
+        paid first.
+        """
+        price = self._lineup.engines[attempt.engine].card.price
+        if not (price.input_usd or price.output_usd):
+            return math.inf
+        left_usd = self._plan.budget_usd - self._spent_usd - price.cost_usd(self._prompt_tokens(), 0)
+        if left_usd < 0:
+            return -1
+        return left_usd * 1e6 / price.output_usd if price.output_usd else math.inf
+
+    def _prompt_tokens(self) -> int:
+        return len(self._request.text()) // 4
+
+    def _by(self, seconds: float, deadline: Deadline | None = None) -> Deadline:
+        """The deadline, ended ``seconds`` after the request's arrival at the latest."""
+        deadline = deadline or self._deadline
+        return Deadline(min(deadline.at_s, self._arrived_s + seconds), self._clock)
+
     def _record(self, attempt: Attempt, outcome: str = "running") -> AttemptRecord:
-        started_ms = 1e3 * (self._lineup.clock.monotonic_s() - self._arrived_s)
+        started_ms = 1e3 * (self._clock.monotonic_s() - self._arrived_s)
         record = AttemptRecord(attempt.engine, attempt.why, started_ms, outcome)
         self.records.append(record)
         return record
 
     def _begin(self, attempt: Attempt) -> Live:
+        if self._cut is not None:
+            died, error = self._cut
+            self._cut = None
+            self._lineup.metrics.failover(died.engine, attempt.engine, died.on_late_death)
+            self._shaper.fail_over(died.engine, attempt.engine, died.on_late_death, error.code)
         engine = self._lineup.engines[attempt.engine]
         record = self._record(attempt)
         span = start_attempt(engine.card, len(self.records) - 1, attempt.why)
-        deadline = self._deadline.within(None if math.isinf(attempt.total_s) else attempt.total_s)
-        self._lineup.breakers[attempt.engine].started()
-        return Live(attempt, Turn(engine, self._request_for(attempt), deadline), record, span, deadline)
+        deadline = self._by(attempt.total_s)
+        probe = self._lineup.breakers[attempt.engine].started()
+        turn = Turn(engine, self._request_for(attempt), deadline)
+        return Live(attempt, turn, record, span, deadline, choices=self._request.n or 1, probe=probe)
 
-    async def _attempt(self, attempt: Attempt) -> AsyncGenerator[ChatChunk, None]:
-        live = self._begin(attempt)
+    # ------------------------------------------------------------ one attempt
+
+    async def _shaped(self, live: Live) -> AsyncGenerator[ChatChunk, None]:
+        """Chunks as the client gets them. One that another engine could still replace is given out only when whole."""
+        shaper = self._shaper
+        whole = self._must_be_whole(live.attempt) and (bool(self._queue) or self._held is not None)
+        waiting: list[ChatChunk] = []
+        shaper.begin(not goes_on(self._request, self._lineup.engines[live.attempt.engine].card))
+
+        def extension() -> dict[str, object]:
+            live.record.outcome = "answered"
+            live.record.took_ms = self._since_ms(live)
+            return self._extension(live)
+
         unwatch = self._watch_link(live)
-        error: CodriverError | None = None
-        ended = False
         try:
             async with aclosing(self._source(live)) as source:
-                async for chunk in self._shaped(source, live):
-                    yield chunk
-            live.record.outcome, ended = "answered", True
-        except Rejected as rejection:
-            live.record.outcome, ended = "rejected", True
-            self._held = live
-            self._lineup.metrics.escalated(str(rejection))
-            raise
-        except CodriverError as failure:
-            error = self._blame_link(live, failure)
-            live.record.outcome = error.code
-            raise error from failure
+                async for chunk in source:
+                    ready = shaper.take(chunk, extension)
+                    if whole and not shaper.ended:
+                        waiting += ready
+                        continue
+                    if waiting:
+                        ready = [*waiting, *ready]
+                        waiting = []
+                    for each in ready:
+                        yield shaper.deliver(each)
+                    if self._held is not None:
+                        await self._drop_held()
         finally:
             unwatch()
-            self._settle(live, ended, error)
-            if self._held is not live:
-                await live.turn.aclose()
 
     def _source(self, live: Live) -> AsyncGenerator[ChatChunk, None]:
         gate = live.attempt.gate
-        if gate is None:
+        if live.kept:
+            return live.rest()
+        if gate is None or self._shaper.begun:
             return live.timed()
         features = request_features(self._request)
         keeper = GateKeeper(gate, self._lineup.quality, live.attempt.engine, features, self._request)
-        return live.gated(keeper, lambda: any(self._why_skip(attempt) is None for attempt in self._queue))
+        return live.gated(keeper, self._another_will_try)
 
-    async def _shaped(self, source: AsyncGenerator[ChatChunk, None], live: Live) -> AsyncGenerator[ChatChunk, None]:
-        """Chunks as the client gets them. One that another engine could still replace is given out only when whole."""
-        whole = self._must_be_whole() and bool(self._queue)
-        waiting: list[ChatChunk] = []
-        self._shaper.begin(self._lineup.engines[live.attempt.engine].card)
-        async for chunk in source:
-            if chunk.finish_reason is not None:
-                live.record.outcome = "answered"
-            for ready in self._shaper.take(chunk, lambda: self._extension(live)):
-                if whole and not self._shaper.finished:
-                    waiting.append(ready)
-                    continue
-                for earlier in waiting:
-                    yield self._shaper.deliver(earlier)
-                waiting.clear()
-                if self._held is not None:
-                    await self._drop_held()
-                yield self._shaper.deliver(ready)
+    def _another_will_try(self) -> bool:
+        """True when an attempt that replaces a rejected draft may start now."""
+        return any(a.start == "after_rejection" and self._why_skip(a) is None for a in self._queue)
 
-    def _must_be_whole(self) -> bool:
-        wants = self._request.response_format
-        return bool(self._request.tools) or (wants is not None and wants.type != "text")
+    def _must_be_whole(self, attempt: Attempt) -> bool:
+        """True for an answer of which a part is worth nothing, and for one that the client sees only at its end."""
+        request = self._request
+        wants = request.response_format
+        if request.tools or (request.n or 1) > 1 or (wants is not None and wants.type != "text"):
+            return True
+        return not request.stream and attempt.on_late_death != "resume"
 
     def _request_for(self, attempt: Attempt) -> ChatRequest:
         card = self._lineup.engines[attempt.engine].card
         request = self._request
+        if self._shaper.begun and not self._shaper.restarting and self.answer.text:
+            request = continued(request, self.answer.text, self.answer.text_pieces, card)
+        elif request.continue_from and not goes_on(request, card):
+            request = continued(request, "", 0, card)
         changes: dict[str, object] = {}
-        if self.answer.text and not self._shaper.restarting:
-            request = continued(request, self.answer.text, self._shaper.delivered_tokens, card)
-        if len(self._plan.attempts) > 1 and not request.stream:
+        if not request.stream and (len(self._plan.attempts) > 1 or attempt.inter_token_s < math.inf):
             # Only a stream shows in time that an engine is dying; the gateway collects it again.
             changes |= {"stream": True, "stream_options": StreamOptions(include_usage=True)}
         if attempt.gate is not None and card.can("logprobs") and not request.logprobs:
-            changes |= {"logprobs": True, "top_logprobs": 2, "raw": None}
-        return msgspec.structs.replace(request, **changes) if changes else request
+            changes |= {"logprobs": True, "top_logprobs": 2}
+        if self._plan.budget_usd < math.inf and request.limit_tokens is None:
+            affordable = self._affordable_tokens(attempt)
+            if affordable < (card.context_tokens or _LONG_ANSWER_TOKENS):
+                changes["max_tokens"] = int(affordable)
+        return changed(request, **changes) if changes else request
 
     def _watch_link(self, live: Live) -> Callable[[], None]:
-        if live.attempt.locality != "cloud" or not self._config.link_aware:
-            return lambda: None
-        return self._lineup.link.on_down(lambda: live.turn.hurry(self._config.stall_grace_s))
-
-    def _blame_link(self, live: Live, error: CodriverError) -> CodriverError:
         name = live.attempt.engine
-        if self._plan.policy != "cloud-only" and self._lineup.link_down(name) and not isinstance(error, LinkDown):
-            return LinkDown("The link to the cloud went down during the answer.", engine=name)
-        return error
-
-    def _settle(self, live: Live, ended: bool, error: CodriverError | None) -> None:
-        """Book an attempt's end: breaker, pace, metrics, span."""
-        name, record = live.attempt.engine, live.record
-        took_s = self._lineup.clock.monotonic_s() - live.started_s
-        record.took_ms = 1e3 * took_s
-        ttft_s = None if record.ttft_ms is None else record.ttft_ms / 1e3
-        breaker = self._lineup.breakers[name]
-        if ended:
-            breaker.succeeded()
-        elif error is None or self._lineup.link_down(name):
-            # Cancelled by the client, or lost with the link: that says nothing about the engine.
-            breaker.abandoned()
-        else:
-            breaker.failed(error)
-        if record.outcome == "running":
-            record.outcome = "cancelled"
-        if record.outcome == "answered" and ttft_s is not None:
-            self._lineup.paces[name].record(ttft_s, took_s, record.tokens)
-        metrics = self._lineup.metrics
-        metrics.attempt_ended(name, "ok" if record.outcome == "answered" else record.outcome, took_s, ttft_s)
-        metrics.breaker(name, breaker.state)
-        if live.usage is not None:
-            cost_usd = self._lineup.engines[name].card.price.cost_usd(
-                live.usage.prompt_tokens, live.usage.completion_tokens
-            )
-            self._spent_usd += cost_usd
-            metrics.tokens(name, live.usage.prompt_tokens, live.usage.completion_tokens)
-            metrics.cost(name, cost_usd)
-        live.span.end(record.outcome, live.usage, error)
-
-    # ------------------------------------------------------------ what comes next
-
-    def _after_death(self, attempt: Attempt, error: CodriverError) -> None:
-        if not self.answer.text:
-            return
-        policy = attempt.on_late_death
-        if policy == "declare":
-            self._queue.clear()
-            return
-        if not self._queue:
-            # A drafter whose draft was rejected can still finish what a better engine began.
-            drafted = {record.engine for record in self.records if record.outcome == "rejected"}
-            self._queue.extend(
-                replace(a, gate=None, start="after_failure", why="goes on where the cloud stopped")
-                for a in self._plan.attempts
-                if a.engine in drafted
-            )
-        if self._queue:
-            self._lineup.metrics.failover(attempt.engine, self._queue[0].engine, policy)
-            self._shaper.fail_over(attempt.engine, self._queue[0].engine, policy, error.code)
-
-    async def _deliver_held(self, live: Live) -> AsyncGenerator[ChatChunk, None]:
-        """No better answer came: the rejected draft is the answer, and says so."""
-        self._held = None
-        live.record.why += "; its draft was the best there was"
-        error: CodriverError | None = None
-        try:
-            async with aclosing(live.rest()) as source:
-                async for chunk in self._shaped(source, live):
-                    yield chunk
-            live.record.outcome = "answered"
-        except CodriverError as failure:
-            error = failure
-            raise
-        finally:
-            self._settle(live, live.record.outcome == "answered", error)
-            await live.turn.aclose()
-
-    async def _drop_held(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
-            await held.turn.aclose()
+        if live.attempt.locality != "cloud" or self._plan.policy == "cloud-only":
+            return _nothing
+        return self._lineup.link.on_down(
+            lambda: live.turn.hurry(self._config.stall_grace_s, lambda: self._lineup.link_down(name))
+        )
 
     def _extension(self, live: Live) -> dict[str, object]:
         extension: dict[str, object] = {
@@ -281,11 +268,129 @@ class Run:
             extension["confidence"] = round(live.record.confidence, 4)
         return extension
 
+    def _since_ms(self, live: Live) -> float:
+        return 1e3 * (self._clock.monotonic_s() - live.started_s)
+
+    # ------------------------------------------------------------ how it ended
+
+    async def _hold(self, live: Live, rejection: Rejected) -> None:
+        """Keep a rejected draft in the background; of two, the one that is more likely to be right."""
+        live.record.outcome = "rejected"
+        live.record.took_ms = self._since_ms(live)
+        self._lineup.breakers[live.attempt.engine].succeeded()
+        self._lineup.metrics.escalated(str(rejection))
+        held = self._held
+        if held is None or (held.record.confidence or 0.0) <= (live.record.confidence or 0.0):
+            self._held = live
+            if held is not None:
+                await self._end(held)
+
+    def _died(self, live: Live, failure: CodriverError) -> None:
+        """An attempt failed: what the client is to be told, and whether another may go on."""
+        error = live.error = self._blame_link(live, failure)
+        live.record.outcome = error.code
+        self._errors.append(error)
+        if not self._shaper.begun:
+            return
+        self._cut = (live.attempt, error)
+        unfit = self._must_be_whole(live.attempt) or self.answer.tool_calls_begun
+        if live.attempt.on_late_death == "declare" or (unfit and live.attempt.on_late_death == "resume"):
+            self._queue.clear()
+        elif not self._queue:
+            self._queue.extend(self._drafters())
+
+    def _is_full(self) -> bool:
+        """True when the engine died after the last token that the request allows: only the end is missing."""
+        limit = self._request.limit_tokens
+        return self._cut is not None and limit is not None and self.answer.text_pieces >= limit
+
+    def _drafters(self) -> list[Attempt]:
+        """Engines whose draft was rejected can still finish what a better engine began."""
+        tried = [record.engine for record in self.records if not record.outcome.startswith("skipped")]
+        drafted = {record.engine for record in self.records if record.outcome == "rejected"}
+        return [
+            replace(a, gate=None, start="after_failure", why="goes on where the cloud stopped")
+            for a in self._plan.attempts
+            if a.engine in drafted and tried.count(a.engine) == 1
+        ]
+
+    def _blame_link(self, live: Live, error: CodriverError) -> CodriverError:
+        """What looks like the engine's fault is the link's while it is down; an answer that arrived is an answer."""
+        if not isinstance(error, (EngineUnavailable, EngineDied, DeadlineExceeded)):
+            return error
+        name = live.attempt.engine
+        if self._plan.policy == "cloud-only" or not self._lineup.link_down(name):
+            return error
+        down = LinkDown("The link to the cloud went down during the answer.", engine=name)
+        down.__cause__ = error
+        return down
+
+    async def _drop_held(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            await self._end(held)
+
+    async def _end(self, live: Live) -> None:
+        """Stop an attempt and book its end, once."""
+        try:
+            self._settle(live)
+        finally:
+            await live.turn.aclose()
+
+    def _settle(self, live: Live) -> None:
+        """Book an attempt's end: breaker, pace, tokens, cost, metrics, span."""
+        name, record, error = live.attempt.engine, live.record, live.error
+        breaker, metrics = self._lineup.breakers[name], self._lineup.metrics
+        if record.outcome == "running":
+            record.outcome = "cancelled"
+        record.took_ms = record.took_ms or self._since_ms(live)
+        if record.outcome == "answered":
+            breaker.succeeded()
+            if record.ttft_ms is not None:
+                self._lineup.paces[name].record(record.ttft_ms / 1e3, live.worked_s, record.tokens)
+        elif error is None or self._lineup.link_down(name) or not _telling(error, live):
+            breaker.abandoned(live.probe)
+        else:
+            breaker.failed(error, live.probe)
+        ttft_s = None if record.ttft_ms is None else record.ttft_ms / 1e3
+        metrics.attempt_ended(
+            name, "ok" if record.outcome == "answered" else record.outcome, record.took_ms / 1e3, ttft_s
+        )
+        metrics.breaker(name, breaker.state)
+        self._book_cost(live)
+        live.span.end(record.outcome, live.usage, error)
+
+    def _book_cost(self, live: Live) -> None:
+        """What the attempt cost. An engine that did not say how much it wrote is taken by the chunks that came."""
+        name, usage = live.attempt.engine, live.usage
+        if usage is not None:
+            self._lineup.metrics.tokens(name, usage.prompt_tokens, usage.completion_tokens)
+        price = self._lineup.engines[name].card.price
+        if not (price.input_usd or price.output_usd) or (usage is None and not live.record.tokens):
+            return
+        tokens = (
+            (usage.prompt_tokens, usage.completion_tokens) if usage else (self._prompt_tokens(), live.record.tokens)
+        )
+        cost_usd = price.cost_usd(*tokens)
+        self._spent_usd += cost_usd
+        self._lineup.metrics.cost(name, cost_usd)
+
     def _verdict(self) -> CodriverError:
         """What to tell the client when no attempt led to an answer."""
-        if self.answer.text or len(self._errors) == 1:
-            return self._errors[-1]
+        if self._cut is not None:
+            return self._cut[1]
+        if len(self._errors) == 1 or all(isinstance(error, RequestError) for error in self._errors):
+            return self._errors[0]
         if self._deadline.expired():
             return DeadlineExceeded("The deadline passed before an engine could answer.")
         told = "; ".join(f"{record.engine}: {record.outcome.removeprefix('skipped:')}" for record in self.records)
         return NoEngineLeft(f"No engine could answer ({told}).")
+
+
+def _telling(error: CodriverError, live: Live) -> bool:
+    """True when the failure says something of the engine. A time limit that the client set very short does not."""
+    return not isinstance(error, DeadlineExceeded) or live.silent_s >= _TELLING_SILENCE_S
+
+
+def _nothing() -> None:
+    return None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import jsonschema
 import msgspec
+import referencing
+import referencing.exceptions
 
 from codriver.core.messages import ChatChunk, ChatRequest
 from codriver.core.plan import Gate
@@ -35,7 +38,7 @@ class GateKeeper:
         for choice in chunk.choices[:1]:
             if choice.logprobs is not None and choice.logprobs.content:
                 self._draft.add(choice.logprobs.content)
-        if chunk.finish_reason is not None:
+        if chunk.finish_reason:
             return self._final(chunk)
         if len(self._draft.logprobs) < self._gate.probe_tokens:
             return "wait"
@@ -61,21 +64,23 @@ class GateKeeper:
 
 
 def satisfies(text: str, request: ChatRequest) -> bool:
-    """True when ``text`` is JSON and meets the schema that ``request`` asks for, if any."""
+    """True when ``text`` is JSON and meets the schema that ``request`` asks for, if any. References in the schema are
+    followed within it only: nothing is fetched.
+    """
     wants = request.response_format
     if wants is None or wants.type == "text":
         return True
     try:
         value = msgspec.json.decode(text.encode())
-    except (msgspec.DecodeError, UnicodeEncodeError):
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return False
     if wants.type == "json_object" or wants.json_schema is None:
         return isinstance(value, dict)
+    schema = wants.json_schema.schema
     try:
-        jsonschema.validate(value, wants.json_schema.schema)
-    except jsonschema.ValidationError:
-        return False
-    except jsonschema.SchemaError:
+        kind = jsonschema.validators.validator_for(schema)
+        kind.check_schema(schema)
+        return bool(kind(schema, registry=referencing.Registry()).is_valid(value))
+    except (jsonschema.SchemaError, referencing.exceptions.Unresolvable, RecursionError, re.error):
         # The schema itself is broken: the engine that took it decides, not the draft's judge.
         return True
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -22,9 +21,9 @@ class HybridEngine:
     """One engine made of those in ``lineup``. It does not own them: whoever made them closes them."""
 
     def __init__(self, lineup: Lineup, config: RouteConfig | None = None, name: str = "codriver") -> None:
-        self._lineup = lineup
         self._config = config or RouteConfig()
-        self._decider = Decider(lineup, self._config)
+        self._lineup = lineup if self._config.link_aware else lineup.without_link()
+        self._decider = Decider(self._lineup, self._config)
         self._sessions = Sessions(self._config.sessions, self._config.session_messages)
         cards = [engine.card for engine in lineup.engines.values()]
         self.card = EngineCard(
@@ -46,8 +45,8 @@ class HybridEngine:
                 yield chunk
         if request.codriver is not None and request.codriver.session:
             done = run.answer.completion().choices[0].message
-            calls = done.tool_calls or None
-            self._sessions.record(request, Message(role="assistant", content=done.content, tool_calls=calls))
+            told = Message(role="assistant", content=done.content, tool_calls=done.tool_calls or None)
+            self._sessions.record(request, told, local=plan.privacy == "local_only")
 
     async def embed(self, request: EmbedRequest, deadline: Deadline) -> Embeddings:
         """By the first engine that can, the vehicle's before the cloud's."""
@@ -84,4 +83,4 @@ class HybridEngine:
         return min(found, key=lambda health: order[health.state], default=Health("down", reason="no engine is set up"))
 
     async def aclose(self) -> None:
-        await asyncio.sleep(0)
+        """Nothing: see the class."""

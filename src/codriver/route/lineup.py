@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -54,6 +55,12 @@ class Lineup:
 
     def of(self, locality: str) -> list[str]:
         return [name for name, engine in self.engines.items() if engine.card.locality == locality]
+
+    def without_link(self) -> Lineup:
+        """The same engines, breakers and knowledge, for a router that does not look at the link."""
+        blind = copy.copy(self)
+        blind.link = SteadyLink()
+        return blind
 
     def link_down(self, engine: str) -> bool:
         return self.engines[engine].card.locality == "cloud" and self.link.estimate().state == "down"

@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from codriver.core.clock import SYSTEM_CLOCK, Clock
-from codriver.core.errors import CodriverError
+from codriver.core.errors import CodriverError, DeadlineExceeded
 from codriver.observe.metrics import Metrics, NoMetrics
 
 from .config import LinkConfig
 
 LinkState = Literal["up", "degraded", "down"]
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ETIMEDOUT}
-_WINDOW_S = 10.0
+_WINDOW_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,14 @@ class LinkView(Protocol):
         """Call ``listener`` when the link goes down; the returned function takes it off again."""
 
 
+_STEADY = LinkEstimate("up", math.nan, math.nan, 0.0, math.inf)
+
+
 class SteadyLink:
     """A link that is always up: for engines that need none, and for a router told not to look."""
 
     def estimate(self) -> LinkEstimate:
-        return LinkEstimate("up", math.nan, math.nan, 0.0, math.inf)
+        return _STEADY
 
     def on_down(self, listener: Callable[[], None]) -> Callable[[], None]:
         return lambda: None
@@ -76,7 +79,7 @@ class LinkTracker:
         self._probe_sent_s: float | None = None
         self._answered_in_row = 0
         self._probes: deque[bool] = deque(maxlen=20)
-        self._heard: deque[tuple[float, int]] = deque()
+        self._heard: deque[list[int]] = deque()  # [second, bytes heard in it]
 
     def probe_sent(self, now_s: float) -> None:
         if self._probe_sent_s is None:
@@ -108,8 +111,12 @@ class LinkTracker:
 
     def heard(self, now_s: float, count_bytes: int) -> None:
         self._heard_s = now_s
-        self._heard.append((now_s, count_bytes))
-        while self._heard and self._heard[0][0] < now_s - _WINDOW_S:
+        second = int(now_s)
+        if self._heard and self._heard[-1][0] == second:
+            self._heard[-1][1] += count_bytes
+            return
+        self._heard.append([second, count_bytes])
+        while self._heard[0][0] <= second - _WINDOW_S:
             self._heard.popleft()
 
     def tick(self, now_s: float) -> None:
@@ -121,11 +128,9 @@ class LinkTracker:
             return math.inf
         return max(self._probe_sent_s, self._heard_s) + self._config.down_after_s
 
-    def throughput_bps(self) -> float:
-        buckets: dict[int, int] = {}
-        for at_s, count_bytes in self._heard:
-            buckets[int(at_s)] = buckets.get(int(at_s), 0) + count_bytes
-        return 8.0 * max(buckets.values()) if buckets else math.nan
+    def throughput_bps(self, now_s: float) -> float:
+        recent = [count for second, count in self._heard if second > now_s - _WINDOW_S]
+        return 8.0 * max(recent) if recent else math.nan
 
     def loss(self) -> float:
         return 1 - sum(self._probes) / len(self._probes) if self._probes else 0.0
@@ -165,13 +170,14 @@ class LinkMonitor:
         self._clock = clock
         self._metrics = metrics or NoMetrics()
         self._tracker = LinkTracker(self._config, clock.monotonic_s())
+        self._told: LinkState = self._tracker.state
         self._listeners: set[Callable[[], None]] = set()
         self._awaited = 0
         self._in_use = asyncio.Event()
 
     def estimate(self) -> LinkEstimate:
-        t = self._tracker
-        return LinkEstimate(t.state, t.rtt_s, t.throughput_bps(), t.loss(), self._clock.monotonic_s() - t.changed_s)
+        t, now_s = self._tracker, self._clock.monotonic_s()
+        return LinkEstimate(t.state, t.rtt_s, t.throughput_bps(now_s), t.loss(), now_s - t.changed_s)
 
     def on_down(self, listener: Callable[[], None]) -> Callable[[], None]:
         self._listeners.add(listener)
@@ -199,82 +205,86 @@ class LinkMonitor:
         """Probe until cancelled."""
         while True:
             await self._probe_once()
-            busy = self._awaited > 0 or self._tracker.state != "up"
-            if busy:
+            if self._awaited > 0 or self._tracker.state != "up":
                 await self._clock.sleep(self._config.probe_interval_s)
             else:
-                await self._idle()
+                wake = asyncio.ensure_future(self._in_use.wait())
+                try:
+                    await self._first_of(wake, self._config.idle_interval_s)
+                finally:
+                    wake.cancel()
+                if not self._awaited:
+                    self._in_use.clear()
 
-    async def _idle(self) -> None:
-        wake = asyncio.ensure_future(self._in_use.wait())
-        timer = asyncio.ensure_future(self._clock.sleep(self._config.idle_interval_s))
+    async def _first_of(self, awaited: asyncio.Future[Any], seconds: float) -> None:
+        """Return when ``awaited`` is done or ``seconds`` have passed on the injected clock."""
+        timer = asyncio.ensure_future(self._clock.sleep(seconds))
         try:
-            await asyncio.wait({wake, timer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([awaited, timer], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            wake.cancel()
             timer.cancel()
-        if not self._awaited:
-            self._in_use.clear()
 
     async def _probe_once(self) -> None:
-        before = self._tracker.state
         started_s = self._clock.monotonic_s()
+        give_up_s = started_s + self._config.retry_s
         self._tracker.probe_sent(started_s)
         task = asyncio.ensure_future(self._probe())
         try:
-            await self._await_probe(task, started_s, before)
+            while not task.done():
+                wait_s = min(self._tracker.next_verdict_s(), give_up_s) - self._clock.monotonic_s()
+                await self._first_of(task, max(0.001, wait_s))
+                now_s = self._clock.monotonic_s()
+                if task.done():
+                    break
+                self._tracker.tick(now_s)
+                self._announce()
+                if now_s >= give_up_s:
+                    break
         finally:
             if not task.done():
                 task.cancel()
-        self._announce(before)
+                task.add_done_callback(_forget)
+        now_s = self._clock.monotonic_s()
+        if task.done():
+            self._judge(task, now_s, now_s - started_s)
+        else:
+            self._tracker.probe_lost(now_s)
+        self._announce()
 
-    async def _await_probe(self, task: asyncio.Future[float], started_s: float, before: LinkState) -> None:
-        give_up_s = started_s + self._config.retry_s
-        while not task.done():
-            now_s = self._clock.monotonic_s()
-            wait_s = min(self._tracker.next_verdict_s(), give_up_s) - now_s
-            timer: asyncio.Future[None] = asyncio.ensure_future(self._clock.sleep(max(0.001, wait_s)))
-            pending: list[asyncio.Future[Any]] = [task, timer]
-            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            timer.cancel()
-            now_s = self._clock.monotonic_s()
-            if task.done():
-                break
-            self._tracker.tick(now_s)
-            self._announce(before)
-            before = self._tracker.state
-            if now_s >= give_up_s:
-                self._tracker.probe_lost(now_s)
-                return
-        self._record(task, self._clock.monotonic_s())
-
-    def _record(self, task: asyncio.Future[float], now_s: float) -> None:
-        error = task.exception()
+    def _judge(self, task: asyncio.Future[float], now_s: float, took_s: float) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None:
             self._tracker.probe_answered(now_s, task.result())
         elif _no_way(error):
             self._tracker.unreachable(now_s)
+        elif isinstance(error, (DeadlineExceeded, TimeoutError, asyncio.CancelledError)):
+            self._tracker.probe_lost(now_s)
         elif isinstance(error, (OSError, CodriverError)):
             # Refused, reset or an HTTP error: bytes came back, so the link itself works.
-            self._tracker.probe_answered(now_s, 0.0 if math.isnan(self._tracker.rtt_s) else self._tracker.rtt_s)
+            self._tracker.probe_answered(now_s, took_s)
         else:
             raise error
 
-    def _announce(self, before: LinkState) -> None:
+    def _announce(self) -> None:
         estimate = self.estimate()
         self._metrics.link(estimate.state, estimate.rtt_s, estimate.throughput_bps)
-        if before != "down" and estimate.state == "down":
+        told, self._told = self._told, estimate.state
+        if told != "down" and estimate.state == "down":
             for listener in tuple(self._listeners):
                 listener()
+
+
+def _forget(task: asyncio.Future[float]) -> None:
+    """Take note of a given-up probe's end, so that nothing complains that nobody did."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _no_way(error: BaseException) -> bool:
     """True when an error, or one it came from, says that the network has no way to the server."""
     seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, (TimeoutError, socket.gaierror)):
+    for _ in range(8):
+        if isinstance(seen, socket.gaierror) or (isinstance(seen, OSError) and seen.errno in _UNREACHABLE):
             return True
-        if isinstance(seen, OSError) and seen.errno in _UNREACHABLE:
-            return True
-        seen = seen.__cause__
+        seen = seen.__cause__ if seen is not None else None
     return False

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from codriver.core.clock import Clock
+import msgspec
+
 from codriver.core.deadline import Deadline
 from codriver.core.errors import CodriverError, DeadlineExceeded, EngineDied, FirstTokenTimeout, InterTokenTimeout
 from codriver.core.messages import ChatChunk, Usage
@@ -16,6 +17,9 @@ from codriver.observe.spans import AttemptSpan
 
 from .gate import GateKeeper
 from .turn import Turn
+
+# After its finish reason a stream has only usage to give: worth no more than this.
+_AFTER_FINISH_S = 1.0
 
 
 @dataclass(slots=True)
@@ -45,71 +49,110 @@ class Rejected(Exception):
 
 @dataclass(slots=True)
 class Live:
-    """``deadline`` is the attempt's own; ``kept`` are chunks of a draft that nobody has been given yet."""
+    """``deadline`` is the attempt's own; ``choices`` how many answers were asked for; ``probe`` whether the engine's
+    breaker hangs on it. ``kept`` are chunks of a draft that nobody has been given yet.
+
+    Only waiting for the engine counts against its limits and its pace: a client that is slow to take what it is given
+    is not the engine's fault.
+    """
 
     attempt: Attempt
     turn: Turn
     record: AttemptRecord
     span: AttemptSpan
     deadline: Deadline
+    choices: int = 1
+    probe: bool = False
+    error: CodriverError | None = None
     usage: Usage | None = None
+    finished: bool = False
+    silent_s: float = 0.0
+    worked_s: float = 0.0
     kept: list[ChatChunk] = field(default_factory=list)
     started_s: float = field(init=False)
-    _token_s: float = field(init=False)
-    _finished: bool = False
+    _begun: set[int] = field(default_factory=set)
+    _ended: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.started_s = self._token_s = self._clock.monotonic_s()
-
-    @property
-    def _clock(self) -> Clock:
-        return self.deadline.clock
+        self.started_s = self.deadline.clock.monotonic_s()
 
     async def timed(self) -> AsyncGenerator[ChatChunk, None]:
-        """The turn's chunks under the attempt's limits. A role-only chunk waits for the first token, so that a death
-        before it stays invisible. Raises :class:`EngineDied` for a stream without a finish reason."""
-        role: ChatChunk | None = None
+        """The turn's chunks under the attempt's limits. What comes before the first token waits for it, so that a death
+        before it stays invisible; what goes wrong after the finish reason is of no interest. Raises
+        :class:`EngineDied` for a stream without a finish reason.
+        """
+        opening: list[ChatChunk] = []
+        self.silent_s = 0.0
         while (chunk := await self._next()) is not None:
             if chunk.usage:
                 self.usage = chunk.usage
-            if _carries(chunk):
-                self._count_token()
-            elif self.record.ttft_ms is None:
-                role = chunk
+            if self.finished:
+                if chunk.usage:
+                    yield chunk if not chunk.choices else msgspec.structs.replace(chunk, choices=[], raw=msgspec.UNSET)
                 continue
-            if role is not None:
-                yield role
-                role = None
-            self._finished = self._finished or chunk.finish_reason is not None
+            if self._carries(chunk):
+                self.silent_s = 0.0
+                self.record.tokens += 1
+                if self.record.ttft_ms is None:
+                    self._first_token()
+                    for earlier in opening:
+                        yield earlier
+            elif self.record.ttft_ms is None:
+                opening.append(chunk)
+                continue
             yield chunk
-        if not self._finished:
+        if not self._ended or not self._begun <= self._ended:
             name = self.attempt.engine
             raise EngineDied(f"The engine '{name}' stopped in the middle of its answer.", engine=name)
 
     async def _next(self) -> ChatChunk | None:
+        began_s = self.deadline.clock.monotonic_s()
         limit_s = self.attempt.first_token_s if self.record.ttft_ms is None else self.attempt.inter_token_s
-        left_s = limit_s - (self._clock.monotonic_s() - self._token_s)
-        left_s = min(left_s, self.deadline.remaining_s())
-        if left_s <= 0:
-            raise self._too_late()
+        left_s = min(limit_s - self.silent_s, self.deadline.at_s - began_s)
+        if self.finished:
+            left_s = min(left_s, _AFTER_FINISH_S)
+        overall = self.deadline.at_s - began_s <= left_s
         try:
+            if left_s <= 0 and not self.turn.ready:
+                raise TimeoutError
             if self.record.ttft_ms is None:
                 with self.span.activate():
                     return await self.turn.next(left_s)
             return await self.turn.next(left_s)
         except TimeoutError:
-            raise self._too_late() from None
+            if self.finished:
+                return None
+            raise self._too_late(overall) from None
+        except CodriverError:
+            if self.finished:
+                return None
+            raise
+        finally:
+            waited_s = self.deadline.clock.monotonic_s() - began_s
+            self.silent_s += waited_s
+            self.worked_s += waited_s
 
-    def _count_token(self) -> None:
-        self._token_s = self._clock.monotonic_s()
-        self.record.tokens += 1
-        if self.record.ttft_ms is None:
-            self.record.ttft_ms = 1e3 * (self._token_s - self.started_s)
-            self.span.first_token()
+    def _carries(self, chunk: ChatChunk) -> bool:
+        """True when the chunk brings the client something: text, a tool call, or the end. Notes what ended."""
+        carries = False
+        for choice in chunk.choices:
+            self._begun.add(choice.index)
+            delta = choice.delta
+            if choice.finish_reason:
+                self._ended.add(choice.index)
+                self.finished = len(self._ended) >= self.choices
+                carries = True
+            elif delta.content or delta.tool_calls or delta.reasoning_content or delta.refusal:
+                carries = True
+        return carries
 
-    def _too_late(self) -> CodriverError:
+    def _first_token(self) -> None:
+        self.record.ttft_ms = 1e3 * self.worked_s
+        self.span.first_token()
+
+    def _too_late(self, overall: bool) -> CodriverError:
         name = self.attempt.engine
-        if self.deadline.expired():
+        if overall:
             return DeadlineExceeded(f"The engine '{name}' was not finished when its time ran out.")
         if self.record.ttft_ms is None:
             return FirstTokenTimeout(f"The engine '{name}' gave no first token in time.")
@@ -122,13 +165,15 @@ class Live:
         verdict = "wait"
         async with aclosing(self.timed()) as stream:
             async for chunk in stream:
+                if verdict != "wait":
+                    yield chunk
+                    continue
                 self.kept.append(chunk)
-                if verdict == "wait":
-                    verdict = keeper.read(chunk)
-                    if not math.isnan(keeper.confidence):
-                        self.record.confidence = keeper.confidence
-                    if verdict == "reject" and another_will_try():
-                        break
+                verdict = keeper.read(chunk)
+                if not math.isnan(keeper.confidence):
+                    self.record.confidence = keeper.confidence
+                if verdict == "reject" and another_will_try():
+                    break
                 if verdict != "wait":
                     for earlier in self.kept:
                         yield earlier
@@ -143,16 +188,6 @@ class Live:
         """A held draft after all: what was kept, then what the engine has written since."""
         for chunk in self.kept:
             yield chunk
-        if not self._finished:
-            async with aclosing(self.timed()) as stream:
-                async for chunk in stream:
-                    yield chunk
-
-
-def _carries(chunk: ChatChunk) -> bool:
-    """True when the chunk brings the client something: text, a tool call, or the end."""
-    for choice in chunk.choices:
-        delta = choice.delta
-        if delta.content or delta.tool_calls or delta.reasoning_content or delta.refusal or choice.finish_reason:
-            return True
-    return False
+        async with aclosing(self.timed()) as stream:
+            async for chunk in stream:
+                yield chunk

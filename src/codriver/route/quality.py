@@ -24,8 +24,10 @@ import msgspec
 from codriver.core.errors import BadConfigValue, MissingFile
 from codriver.core.messages import ChatRequest, TokenLogprob
 
+# Raise it whenever features change their meaning: weights learnt on other features are worse than none.
+FEATURES = 1
 _BUCKETS = 1 << 14
-_WORD = re.compile(r"[a-z]+|\d+")
+_WORD = re.compile(r"[^\W\d_]+|\d+")
 _OPTION = re.compile(r"(?m)^\s*[A-E][.)]\s")
 
 Features = dict[int, float]
@@ -134,12 +136,15 @@ class Fit(msgspec.Struct, frozen=True):
 
 
 class Calibration(msgspec.Struct):
-    """What a car knows of one engine: two models and how well they fit."""
+    """What a car knows of one engine: two models and how well they fit. ``features`` is the version of the features
+    that their weights belong to.
+    """
 
     model: str
     prior: Logistic
     gate: Logistic
     fit: Fit
+    features: int = FEATURES
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,15 +197,18 @@ class Quality:
 def load_calibration(file: Path) -> Calibration:
     """Errors: :class:`MissingFile`, :class:`BadConfigValue` naming the file."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Calibration, strict=False)
+        calibration = msgspec.json.decode(file.read_bytes(), type=Calibration, strict=False)
     except FileNotFoundError:
         raise MissingFile(f"The calibration file {file} does not exist.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadConfigValue(f"The calibration file {file} is not valid: {error}.") from error
+    if calibration.features != FEATURES:
+        raise BadConfigValue(f"The calibration file {file} is of another version of Codriver: calibrate again.")
+    return calibration
 
 
 def save_calibration(calibration: Calibration, file: Path) -> None:
     """Written whole or not at all."""
-    temporary = file.with_suffix(".part")
+    temporary = file.with_name(file.name + ".part")
     temporary.write_bytes(msgspec.json.encode(calibration))
     temporary.replace(file)

@@ -1,46 +1,61 @@
 """Going on with an answer that another engine began.
 
-An engine whose card says ``prefill`` continues from the last character (``ChatRequest.continue_from``). Any other is
-shown the part and asked to go on; what it repeats of the part's end is taken off again.
+An engine whose card says ``prefill`` continues from the last character (``ChatRequest.continue_from``), and so does a
+plain text completion. Any other engine is shown the part and asked to go on; what it repeats of the part's end is taken
+off again.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import msgspec
 
 from codriver.core.engine import EngineCard
 from codriver.core.messages import ChatChunk, ChatRequest, Message
+from codriver.core.wire import changed
 
 _ASK = "Go on with your answer from exactly where it stops. Do not repeat any of it and do not comment."
-_OVERLAP_CHARS = 200
+_LEAST_OVERLAP_CHARS = 3
+_SURE_OVERLAP_CHARS = 8
+
+
+def goes_on(request: ChatRequest, card: EngineCard) -> bool:
+    """True when the engine of ``card`` goes on from a part without repeating it."""
+    return request.prompt is not None or card.can("prefill")
 
 
 def continued(request: ChatRequest, part: str, tokens: int, card: EngineCard) -> ChatRequest:
     """``request`` as it must be put to the engine of ``card`` so that its answer follows on ``part`` (``tokens``
     long).
     """
-    changes: dict[str, object] = {"raw": None}
+    changes: dict[str, Any] = {}
     if request.limit_tokens is not None:
         changes["max_tokens"] = max(1, request.limit_tokens - tokens)
         changes["max_completion_tokens"] = None
     if request.prompt is not None:
         changes["prompt"] = request.prompt + part
-    elif card.can("prefill"):
-        changes["continue_from"] = part
+    elif goes_on(request, card):
+        changes["continue_from"] = (request.continue_from or "") + part
     else:
-        told = [Message(role="assistant", content=part), Message(role="user", content=_ASK)]
-        changes["messages"] = [*request.messages, *told]
-    return msgspec.structs.replace(request, **changes)
+        told = (request.continue_from or "") + part
+        changes["continue_from"] = None
+        changes["messages"] = [
+            *request.messages,
+            Message(role="assistant", content=told),
+            Message(role="user", content=_ASK),
+        ]
+    return changed(request, **changes)
 
 
 class OverlapRemover:
-    """Takes off the start of a continuation what it repeats of ``part``'s end.
+    """Takes off the start of a continuation what it repeats of ``part``'s end, or all of ``part``.
 
-    Chunks are kept back until their text can no longer be a repetition; ``flush`` gives the rest.
+    Text is kept back until it can no longer be a repetition; ``flush`` gives the rest.
     """
 
     def __init__(self, part: str) -> None:
-        self._tail = part[-_OVERLAP_CHARS:]
+        self._part = part
         self._seen = ""
         self._done = not part
 
@@ -49,7 +64,7 @@ class OverlapRemover:
         if self._done:
             return text
         self._seen += text
-        if len(self._seen) < len(self._tail) and self._still_repeating():
+        if len(self._seen) < len(self._part) and self._seen in self._part:
             return ""
         return self.flush()
 
@@ -57,13 +72,12 @@ class OverlapRemover:
         self._done, seen, self._seen = True, self._seen, ""
         return seen[self._overlap(seen) :]
 
-    def _still_repeating(self) -> bool:
-        return any(self._tail[start:].startswith(self._seen) for start in range(len(self._tail)))
-
     def _overlap(self, seen: str) -> int:
-        # One or two equal characters are chance; three and more are a repetition.
-        for size in range(min(len(seen), len(self._tail)), 2, -1):
-            if self._tail.endswith(seen[:size]):
+        # One or two equal characters are chance, and so are equal ends of words: a short repetition starts with a word.
+        for size in range(min(len(seen), len(self._part)), _LEAST_OVERLAP_CHARS - 1, -1):
+            at = len(self._part) - size
+            starts_word = size >= _SURE_OVERLAP_CHARS or at == 0 or seen[0].isspace() or not (self._part[at - 1].isalnum() and seen[0].isalnum())
+            if starts_word and self._part.endswith(seen[:size]):
                 return size
         return 0
 
@@ -72,6 +86,5 @@ def with_text(chunk: ChatChunk, text: str) -> ChatChunk:
     """The chunk with its first choice's content replaced."""
     first = chunk.choices[0]
     delta = msgspec.structs.replace(first.delta, content=text)
-    return msgspec.structs.replace(
-        chunk, choices=[msgspec.structs.replace(first, delta=delta), *chunk.choices[1:]], raw=None
-    )
+    choices = [msgspec.structs.replace(first, delta=delta), *chunk.choices[1:]]
+    return msgspec.structs.replace(chunk, choices=choices, raw=msgspec.UNSET)

@@ -1,5 +1,5 @@
-"""Makes one client-facing stream out of the chunks of several engines: one id, one role, one end, and the truth about
-it.
+"""Makes one client-facing stream out of the chunks of several engines: one id, one role, one end, one usage, and the
+truth about it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from codriver.core.answer import Answer
-from codriver.core.engine import EngineCard
-from codriver.core.messages import ChatChunk, ChatRequest, ChunkChoice, Delta
+from codriver.core.messages import ChatChunk, ChatRequest, ChunkChoice, Delta, Usage
 from codriver.core.wire import with_extension
 
 from .resume import OverlapRemover, with_text
@@ -20,28 +19,36 @@ Extension = Callable[[], dict[str, object]]
 
 class Shaper:
     """``begin`` at each attempt, ``take`` each chunk, ``deliver`` what goes out. ``delivered`` is what the client
-    has.
+    has; ``ended`` tells that the attempt's answer is whole.
     """
 
     def __init__(self, request: ChatRequest) -> None:
+        self._choices = request.n or 1
+        self._streams = request.stream
         self._wants_logprobs = bool(request.logprobs)
         self.delivered = Answer()
-        self.delivered_tokens = 0
         self.restarting = False
-        self.finished = False
+        self.ended = False
+        self._ends = 0
         self._head: ChatChunk | None = None
-        self._takeover = False
         self._failovers: list[dict[str, object]] = []
         self._overlap: OverlapRemover | None = None
+        self._earlier_tokens = 0
 
-    def begin(self, card: EngineCard) -> None:
-        resumes = self._takeover and not self.restarting and not card.can("prefill")
-        self._overlap = OverlapRemover(self.delivered.text) if resumes else None
-        self._takeover = False
+    @property
+    def begun(self) -> bool:
+        """True when the client has been given anything."""
+        return self._head is not None
+
+    def begin(self, repeats: bool) -> None:
+        """A new engine's chunks come. ``repeats``: it was told what the client has, and may say it again."""
+        self.ended = False
+        self._ends = 0
+        self._earlier_tokens = 0 if self.restarting else self.delivered.text_pieces
+        self._overlap = OverlapRemover(self.delivered.text) if repeats and self._earlier_tokens else None
 
     def fail_over(self, from_engine: str, to_engine: str, policy: str, error: str) -> None:
         """The client has part of an answer and another engine goes on."""
-        self._takeover = True
         self.restarting = policy == "restart"
         self._failovers.append(
             {
@@ -54,47 +61,71 @@ class Shaper:
         )
 
     def take(self, chunk: ChatChunk, extension: Extension) -> list[ChatChunk]:
-        """The chunks to give out for one that came in: none while a repetition is being cut, two at a restart."""
-        if not self._wants_logprobs and any(choice.logprobs for choice in chunk.choices):
-            choices = [msgspec.structs.replace(choice, logprobs=None) for choice in chunk.choices]
-            chunk = msgspec.structs.replace(chunk, choices=choices, raw=None)
+        """The chunks to give out for one that came in: none that is empty, two at a restart."""
+        ends = False
+        for choice in chunk.choices:
+            if choice.logprobs is not None and not self._wants_logprobs:
+                chunk = _without_logprobs(chunk)
+            if choice.finish_reason:
+                self._ends += 1
+                ends = self.ended = self._ends >= self._choices
         ready: list[ChatChunk] = []
-        if self._head is None:
-            self._head = chunk
-        elif self._failovers:
+        if self._failovers:
             chunk = self._as_one_stream(chunk)
             if self.restarting:
                 self.restarting = False
                 ready.append(self._restart_mark())
         if self._overlap is not None:
             chunk = self._without_overlap(chunk, self._overlap)
-        if chunk.finish_reason is not None:
-            self.finished = True
+        if ends:
+            if self._streams and chunk.whole is True:
+                # A server that answered whole although asked to stream: its body is not an event.
+                chunk = msgspec.structs.replace(chunk, whole=msgspec.UNSET, raw=msgspec.UNSET)
             told = extension()
             if self._failovers:
                 told["failovers"] = self._failovers
             chunk = with_extension(chunk, told)
         elif not chunk.choices and not chunk.usage:
             return ready
-        return [*ready, chunk]
+        ready.append(chunk)
+        return ready
 
     def deliver(self, chunk: ChatChunk) -> ChatChunk:
         """Note that the client gets ``chunk``."""
+        if self._head is None:
+            self._head = chunk
         self.delivered.add(chunk)
-        if chunk.text():
-            self.delivered_tokens += 1
         return chunk
 
+    def close(self, finish_reason: str, told: dict[str, object]) -> ChatChunk:
+        """The last chunk of an answer whose engine could not send it any more."""
+        assert self._head is not None
+        head, choice = self._head, ChunkChoice(finish_reason=finish_reason)
+        if self._failovers:
+            told["failovers"] = self._failovers
+        last = ChatChunk(id=head.id, created=head.created, model=head.model, choices=[choice], codriver=told)
+        return self.deliver(last)
+
     def _as_one_stream(self, chunk: ChatChunk) -> ChatChunk:
-        """A later engine's chunk under the first one's id and name, without a second role."""
+        """A later engine's chunk under the first one's id and name, without a second role, with the whole's usage."""
         assert self._head is not None
         choices = [
             msgspec.structs.replace(choice, delta=msgspec.structs.replace(choice.delta, role=None))
             for choice in chunk.choices
         ]
-        head = self._head
+        head, usage = self._head, chunk.usage
+        if usage:
+            written = self._earlier_tokens + usage.completion_tokens
+            usage = Usage(usage.prompt_tokens, written, usage.prompt_tokens + written, usage.prompt_tokens_details)
         return msgspec.structs.replace(
-            chunk, id=head.id, created=head.created, model=head.model, choices=choices, raw=None
+            chunk,
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            choices=choices,
+            usage=usage,
+            whole=msgspec.UNSET,
+            raw=msgspec.UNSET,
         )
 
     def _restart_mark(self) -> ChatChunk:
@@ -112,6 +143,11 @@ class Shaper:
     @staticmethod
     def _without_overlap(chunk: ChatChunk, overlap: OverlapRemover) -> ChatChunk:
         text = overlap.take(chunk.text())
-        if chunk.finish_reason is not None:
+        if chunk.finish_reason:
             text += overlap.flush()
         return with_text(chunk, text) if chunk.choices else chunk
+
+
+def _without_logprobs(chunk: ChatChunk) -> ChatChunk:
+    choices = [msgspec.structs.replace(choice, logprobs=None) for choice in chunk.choices]
+    return msgspec.structs.replace(chunk, choices=choices, raw=msgspec.UNSET)
