@@ -15,6 +15,8 @@ from rich.console import Console
 
 from codriver.core.errors import ChildDied
 
+from .ports import refuse_taken
+
 _START_S = 180.0
 _STOP_S = 30.0
 
@@ -68,6 +70,7 @@ def up_both(port: int, cloud_url: str | None, cloud_model: str | None, model: st
     """Run both until Ctrl-C or SIGTERM. A cloud that dies is told of and the vehicle goes on; the other way round all
     ends.
     """
+    refuse_taken(port, *([port + 1 if port else 0] if cloud_url is None else []))
     asyncio.run(_up(port, cloud_url, cloud_model, model))
 
 

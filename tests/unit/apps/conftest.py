@@ -61,4 +61,4 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     for process in started:
         if process.poll() is None:
             process.kill()
-        process.wait(timeout=10)
+        process.communicate(timeout=10)

@@ -128,3 +128,15 @@ def test_vehicle_and_cloud_know_each_other_by_certificate(start: Start, tmp_path
     # Without its certificate the cloud does not let it in, and the vehicle answers by itself.
     stranger = start("vehicle", *trusting)
     assert said(ask(stranger.url, policy="cloud-first"))["engine"] == "vehicle"
+
+
+def test_up_sees_a_taken_port_before_it_starts_anything(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = codriver(
+            "up", "--port", str(port), "--model", str(tmp_path / "a.gguf"), "--cloud-url", "http://127.0.0.1:9"
+        )
+    assert ended.returncode == 2
+    assert f"error [port_in_use]: Port {port} on 127.0.0.1 is not free" in ended.stderr

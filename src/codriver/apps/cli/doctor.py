@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from codriver.catalogue import CatalogueConfig
 from codriver.core.config import load
 from codriver.engines.registry import ENGINES
 
+from ..ports import why_taken
 from ..settings import CLOUD_MODEL, VEHICLE_MODEL, VehicleConfig
 
 _MARK = {"ok": "[green]ok[/]", "optional": "[yellow]–[/]", "broken": "[red]missing[/]"}
@@ -104,11 +104,6 @@ def _importable(module: str) -> bool:
 
 def _ports(port: int) -> Iterator[Finding]:
     for number, whose in ((port, "vehicle"), (port + 1, "cloud")):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", number))
-                yield Finding(f"port {number}", "ok", f"free for the {whose}")
-            except OSError as error:
-                detail = f"not free for the {whose} ({error.strerror}); choose another with --port"
-                yield Finding(f"port {number}", "optional", detail)
+        reason = why_taken(number)
+        detail = f"not free for the {whose} ({reason}); choose another with --port"
+        yield Finding(f"port {number}", "optional" if reason else "ok", detail if reason else f"free for the {whose}")

@@ -1,0 +1,96 @@
+"""``codriver drive``: a car and a cloud over a recorded cellular link, several policies side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from codriver.bench.calibrating import calibrate_car
+from codriver.bench.drive import CutShort, live, replay, report_rows
+from codriver.bench.drive_inputs import CLOUD_TIMES, LIVE_ENTRIES, Inputs
+from codriver.bench.drive_result import DriveResult
+from codriver.bench.drive_settings import POLICIES, DriveSettings
+from codriver.bench.report import write
+from codriver.catalogue import CatalogueConfig
+from codriver.core.errors import BadConfigValue
+
+from .drive_screen import Lines, Screen, print_result
+from .fetch import fetch_missing
+
+_POLICIES = ", ".join(policy.title for policy in POLICIES)
+
+
+def drive(
+    trace: Annotated[list[str] | None, typer.Option(help="Link trace; may be given again.", show_default=False)] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length of each policy's drive; 95 if not given.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="The same in minutes.")] = None,
+    start: Annotated[float | None, typer.Option(help="Second of the trace to begin at; chosen if not given.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help=f"One of: {_POLICIES}. May be given again.")] = None,
+    requests_per_minute: Annotated[float, typer.Option(help="How often the car asks.")] = 15.0,
+    seed: Annotated[int, typer.Option(help="Seed of the requests and their times.")] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures' rows to this file.")] = None,
+    report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("drive-report.html"),
+    replayed: Annotated[bool, typer.Option("--replay", help="Replay recorded outcomes in virtual time.")] = False,
+    most: Annotated[int | None, typer.Option(help="With --replay: most requests per pair of models.")] = None,
+    calibrate: Annotated[int, typer.Option(help="Only calibrate this car's own model, on so many requests.")] = 0,
+) -> None:
+    """Drive: the vehicle answers, the cloud behind it, a real link between them. Ends with a table and a report."""
+    console = Console(stderr=True)
+    settings = drive_settings(trace, policy, length_s(seconds, minutes), start)
+    settings = settings_with(settings, requests_per_minute, seed)
+    fetch_missing([CLOUD_TIMES] if replayed else LIVE_ENTRIES, CatalogueConfig())
+    if calibrate:
+        with _screen(console) as screen:
+            told = calibrate_car(Inputs.find(), calibrate, screen)
+        typer.echo(told)
+        return
+    try:
+        with _screen(console) as screen:
+            result = replay(settings, most, screen) if replayed else live(settings, screen)
+    except CutShort as short:
+        _tell(short.result, report, json_file)
+        raise short.cause from None
+    _tell(result, report, json_file)
+
+
+def _tell(result: DriveResult, report: Path, json_file: Path | None) -> None:
+    # The table first: a report that cannot be written must not cost the figures.
+    print_result(result, Console())
+    if json_file is not None:
+        report_rows(result).write_json(json_file)
+    write(result, report)
+    typer.echo(f"Report: {report.absolute()}")
+
+
+def _screen(console: Console) -> Screen | Lines:
+    return Screen(console) if console.is_terminal else Lines(console)
+
+
+def length_s(seconds: float | None, minutes: float | None) -> float:
+    """Errors: :class:`BadConfigValue` when both are given, or none is more than zero."""
+    if seconds is not None and minutes is not None:
+        raise BadConfigValue("Give --seconds or --minutes, not both.", param="seconds")
+    given = seconds if seconds is not None else None if minutes is None else 60 * minutes
+    return DriveSettings().seconds if given is None else given
+
+
+def drive_settings(
+    traces: list[str] | None, policies: list[str] | None, seconds: float, start_s: float | None
+) -> DriveSettings:
+    """Errors: :class:`BadConfigValue`, :class:`UnknownEntry`."""
+    known = DriveSettings()
+    return DriveSettings(
+        traces=tuple(traces) if traces else known.traces,
+        policies=tuple(policies) if policies else known.policies,
+        seconds=seconds,
+        start_s=start_s,
+    )
+
+
+def settings_with(settings: DriveSettings, requests_per_minute: float, seed: int) -> DriveSettings:
+    from dataclasses import replace
+
+    return replace(settings, requests_per_minute=requests_per_minute, seed=seed)
