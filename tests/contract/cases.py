@@ -26,6 +26,7 @@ Open = Callable[[Find], AbstractAsyncContextManager[Engine]]
 PROMPT = "Count from one to fifty in English words, separated by commas."
 TEXT = "one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen, fifteen, sixteen"
 CONTEXT = 1000  # of the engines made here
+THREADS = 1  # of real models: more of them spin on a busy machine, waiting for each other
 _EVERYTHING = ("chat", "completions", "embeddings", "tools", "json_schema", "logprobs")
 
 
@@ -65,7 +66,7 @@ async def openai_llama_server(find: Find) -> AsyncIterator[Engine]:
     params.model.path = str(find("smollm2.gguf"))
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.n_parallel, params.n_ctx = 4, 4 * 2048
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
     params.use_jinja, params.verbosity = True, 0
     server = xllamacpp.Server(params)
     # No tools: this model's template knows none, and the server answers in prose then.
@@ -83,7 +84,7 @@ async def llama_cpp(find: Find) -> AsyncIterator[Engine]:
     from codriver.engines.llama_cpp import LlamaCpp
     from codriver.engines.llama_cpp_config import LlamaCppConfig
 
-    engine = await LlamaCpp.start(LlamaCppConfig(model=find("smollm2.gguf"), context_tokens=CONTEXT))
+    engine = await LlamaCpp.start(LlamaCppConfig(model=find("smollm2.gguf"), context_tokens=CONTEXT, threads=THREADS))
     yield engine
     await engine.aclose()
 
@@ -93,7 +94,7 @@ async def openvino(find: Find) -> AsyncIterator[Engine]:
     pytest.importorskip("openvino_genai", reason="needs the extra: pip install 'codriver[openvino]'")
     from codriver.engines.openvino import OpenVino, OpenVinoConfig
 
-    engine = await OpenVino.start(OpenVinoConfig(model=find("smollm2.gguf"), context_tokens=CONTEXT))
+    engine = await OpenVino.start(OpenVinoConfig(model=find("smollm2.gguf"), context_tokens=CONTEXT, threads=THREADS))
     yield engine
     await engine.aclose()
 

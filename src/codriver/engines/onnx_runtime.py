@@ -57,7 +57,7 @@ class OnnxConfig:
     pooling: Literal["mean", "cls"] = setting("mean", "How token vectors become one: their mean, or the first.")
     max_tokens: int = setting(256, "Texts are cut at this many tokens; all-MiniLM-L6-v2 was trained on 256.", least=8)
     batch: int = setting(16, "Texts that go through the graph at once.", least=1)
-    threads: int = setting(0, "Threads of one run; 0 leaves it to ONNX Runtime.", least=0)
+    threads: int = setting(1, "Threads of one run; 0 means one per core. One is best for single sentences.", least=0)
 
 
 class OnnxRuntime:
@@ -235,6 +235,8 @@ def _open_session(config: OnnxConfig) -> Any:
         raise MissingFile(f"The model file {config.model} of '{config.id}' does not exist; pull it, or mend the path.")
     options = ort.SessionOptions()
     options.intra_op_num_threads = config.threads
+    # Waiting threads sleep: in a vehicle the cores belong to others as well.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # what fails is raised, not printed
     try:
         return ort.InferenceSession(str(config.model), options, providers=["CPUExecutionProvider"])
