@@ -25,7 +25,9 @@ from codriver.core.engine import Capability, EngineCard, Health, LinkObserver, N
 from codriver.core.errors import (
     BadConfigValue,
     CodriverError,
+    DeadlineExceeded,
     EngineBusy,
+    EngineDied,
     EngineError,
     EngineUnavailable,
     MissingFile,
@@ -107,10 +109,10 @@ class OpenAIServer:
                 if request.stream:
                     await self._check_type(got, "text/event-stream")
                     decode = wire.decode_chunk if request.prompt is None else openai_formats.decode_text
-                    ends = _Ends(self.card.id)
+                    ends = _Ends(self.card.id, request.n or 1)
                     parser = wire.SseParser()
                     # One loop in this generator, not one in another: closing it must close the connection at once.
-                    while not ends.done and (piece := await got.read()):
+                    while not ends.done and (piece := await ends.read(got)):
                         for payload in parser.feed(piece):
                             if payload == b"[DONE]":
                                 ends.done = True
@@ -270,7 +272,7 @@ class OpenAIServer:
             if error is not None:
                 raise openai_errors.error_event(error, self.card.id) from None
             raise
-        ends = _Ends(self.card.id)
+        ends = _Ends(self.card.id, request.n or 1)
         ends.see(chunk, body)
         if not ends.complete:
             raise UpstreamMalformed(f"The answer of '{self.card.id}' has no finish_reason.", engine=self.card.id)
@@ -290,10 +292,11 @@ class OpenAIServer:
 
 
 class _Ends:
-    """Whether a stream is complete: every choice that began has its finish reason."""
+    """Whether a stream is complete: every choice that was asked for or began has its finish reason."""
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, choices: int) -> None:
         self._engine = engine
+        self._choices = choices
         self._open: set[int] = set()
         self._finished: set[int] = set()
         self.done = False
@@ -312,9 +315,18 @@ class _Ends:
             if error is not None:
                 raise openai_errors.error_event(error, self._engine)
 
+    async def read(self, got: Exchange) -> bytes:
+        """The next bytes. What goes wrong after the answer is complete does it no harm: then there are none."""
+        try:
+            return await got.read()
+        except (EngineDied, DeadlineExceeded):
+            if self.complete:
+                return b""
+            raise
+
     @property
     def complete(self) -> bool:
-        return bool(self._finished) and self._open <= self._finished
+        return len(self._finished) >= self._choices and self._open <= self._finished
 
     def check(self, inside_event: bool) -> None:
         """At the end of the stream. Errors: :class:`EngineDied` when it was cut.

@@ -102,10 +102,10 @@ WHOLE = json.dumps(
 
 
 async def failure(*replies: Any, streaming: bool = True, **members: Any) -> CodriverError:
-    """The error that a chat request meets at a server with these replies."""
-    async with serving(*replies) as server, engine_at(server.url, **members) as engine:
+    """The error that a chat request with these members meets at a server with these replies."""
+    async with serving(*replies) as server, engine_at(server.url) as engine:
         with pytest.raises(CodriverError) as caught:
-            await read(engine, ask(stream=streaming))
+            await read(engine, ask(stream=streaming, **members))
     return caught.value
 
 
@@ -463,6 +463,7 @@ async def test_broken_whole_answers(reply: bytes, error: type[CodriverError], wo
     [
         stream(b": hello\n\n", chunk("a"), b": keep-alive\n\n", chunk("b", "stop"), DONE),
         stream(chunk("a"), chunk("b", "stop")),
+        stream(chunk("a"), chunk("b", "stop"), end=False),  # cut when all had been said
         stream(chunk("a").replace(b"\n", b"\r\n"), chunk("b", "length"), DONE),
         stream(*(bytes([byte]) for byte in chunk("a") + chunk("b", "stop") + DONE)),
         stream(b"event: message\nid: 4\n" + chunk("a"), chunk("b", "stop"), chunk(None, choices=[]), DONE),
@@ -482,6 +483,8 @@ async def test_two_choices_are_complete_only_together() -> None:
         )
 
     caught = await failure(stream(chunk("a"), other(None), chunk("b", "stop")))
+    assert isinstance(caught, EngineDied)
+    caught = await failure(stream(chunk("a"), chunk("b", "stop")), n=2)
     assert isinstance(caught, EngineDied)
     async with (
         serving(stream(chunk("a"), other(None), chunk("b", "stop"), other("stop"))) as server,
@@ -562,6 +565,20 @@ async def test_a_deadline_fires_in_mid_stream_and_while_nobody_reads() -> None:
                 with pytest.raises(DeadlineExceeded):
                     await anext(chunks)
         assert engine.health().queue == 0
+
+
+async def test_a_deadline_after_the_last_word_does_no_harm() -> None:
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(stream(chunk("a", "stop"), end=False))
+        await reader.read()
+
+    clock = ManualClock()
+    async with serving(hold) as server, engine_at(server.url) as engine:
+        chunks = engine.generate(ask(stream=True), Deadline.after(2.0, clock))
+        await anext(chunks)
+        rest = asyncio.ensure_future(anext(chunks, None))
+        await clock.advance(3.0)
+        assert await rest is None
 
 
 async def test_a_cancellation_from_outside_stays_one() -> None:
