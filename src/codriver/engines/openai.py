@@ -43,6 +43,7 @@ from . import openai_errors, openai_formats
 from .openai_link import Exchange, Link, Place
 
 BODY_LIMIT_BYTES = 64 << 20
+DOWN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class OpenAIServer:
         self._in_flight = 0
         self._closed = False
         self._trouble = ""
-        self._busy_until_s = 0.0
+        self._down_until_s = self._busy_until_s = 0.0
 
     async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncIterator[ChatChunk]:
         self._refuse_closed()
@@ -144,12 +145,16 @@ class OpenAIServer:
         raise UnsupportedModality(f"The model '{self.card.id}' does not run tensor graphs.", param="model")
 
     def health(self) -> Health:
-        """From what this engine saw last; ``down`` lasts until an answer or a probe succeeds."""
+        """From what this engine saw last. ``down`` lasts until an answer or a probe succeeds, at most ``DOWN_S``.
+
+        After that somebody has to try, or a server that nobody probes would stay down for good.
+        """
         if self._closed:
             return Health("down", reason="closed")
-        if self._trouble:
+        now_s = self._clock.monotonic_s()
+        if self._trouble and now_s < self._down_until_s:
             return Health("down", queue=self._in_flight, reason=self._trouble)
-        wait_s = self._busy_until_s - self._clock.monotonic_s()
+        wait_s = self._busy_until_s - now_s
         if wait_s > 0:
             return Health("busy", queue=self._in_flight, eta_s=wait_s, reason="the server asked to wait")
         return Health("ready", queue=self._in_flight)
@@ -287,6 +292,7 @@ class OpenAIServer:
     def _note(self, error: EngineError) -> None:
         if isinstance(error, EngineUnavailable):
             self._trouble = error.message
+            self._down_until_s = self._clock.monotonic_s() + DOWN_S
         elif isinstance(error, EngineBusy):
             self._busy_until_s = self._clock.monotonic_s() + (error.retry_after_s or 1.0)
 

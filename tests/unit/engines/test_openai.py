@@ -505,6 +505,8 @@ async def test_nobody_there_and_no_such_name() -> None:
             await read(engine, ask())
         assert engine.health().state == "down"
         assert "cannot be reached" in engine.health().reason
+        engine._clock = ManualClock(engine._down_until_s)
+        assert engine.health().state == "ready"  # nobody probes here: the next request has to find out
     assert watch.seen[0] == "sent" and watch.seen[1].startswith("failed: 'cloud' at") and watch.seen[2] == "settled"
     async with engine_at("http://no-such-host.invalid") as engine:
         with pytest.raises(EngineUnavailable, match="The address of 'cloud' cannot be resolved"):
