@@ -1,8 +1,9 @@
 """What the gateway costs: time added to a direct call, requests a second on one core, CPU per request.
 
 Every system stands before the same trivial upstream, on core 0; the load and the upstream are on core 1. Systems are
-measured in turn within each round, so that a busy machine is busy for all of them. The floor is nginx; the ceiling of
-the comparison is the direct call. Rule: a system that cannot run here is a row with the reason, not a gap.
+measured in turn within each round, so that a busy machine is busy for all of them. Requests a core-second, from CPU
+time, are what other work on the machine disturbs least. The floor is nginx. Rule: a system that cannot run here is a
+row with the reason, not a gap.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ def _rows(samples: dict[Key, _Samples]) -> list[Row]:
         rows.append(row.make("p99_ms", "ms", [load.p99_ms for load in found.loads]))
         rows.append(row.make("requests_per_s", "1/s", [load.requests / load.seconds for load in found.loads]))
         rows.append(row.make("cpu_us_per_request", "µs", found.cpu_us))
+        rows.append(row.make("requests_per_core_s", "1/s", [1e6 / cpu_us for cpu_us in found.cpu_us if cpu_us]))
         direct = samples["direct", kind, clients].loads
         if system not in ("direct", _NULL):
             pairs = list(zip(found.loads, direct, strict=True))
@@ -129,11 +131,11 @@ def _rows(samples: dict[Key, _Samples]) -> list[Row]:
             rows.append(row.make("added_p99_ms", "ms", [a.p99_ms - b.p99_ms for a, b in pairs]))
         rival = samples.get(("litellm", kind, clients))
         if system == "codriver" and rival is not None:
-            ratios = [
-                (a.requests / a.seconds) / (b.requests / b.seconds)
-                for a, b in zip(found.loads, rival.loads, strict=True)
-            ]
+            pairs = list(zip(found.loads, rival.loads, strict=True))
+            ratios = [(a.requests / a.seconds) / (b.requests / b.seconds) for a, b in pairs]
             rows.append(row.make("requests_per_s_over_litellm", "×", ratios))
+            shares = [theirs / ours for ours, theirs in zip(found.cpu_us, rival.cpu_us, strict=True) if ours]
+            rows.append(row.make("requests_per_core_s_over_litellm", "×", shares))
     return rows
 
 
@@ -144,6 +146,8 @@ class _Maker:
         self._system, self._case, self._count = system, case, count
 
     def make(self, metric: str, unit: str, values: list[float]) -> Row:
+        if not values:
+            return Row(self._system, self._case, metric, 0.0, unit, 0, None, None, "not measured: needs Linux's /proc")
         middle, low, high = (round(f(values), 4) for f in (statistics.median, min, max))
         note = f"median of {len(values)} rounds, load by {generator()}"
         return Row(self._system, self._case, metric, middle, unit, self._count, low, high, note)

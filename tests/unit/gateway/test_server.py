@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -216,15 +217,18 @@ async def test_a_signal_drains() -> None:
     engine = Scripted(chunk("Hel"), hold, chunk("lo", "stop"))
     config = GatewayConfig(port=0)
     server = await serve(make(engine, config), config)
+    collector = gc.get_threshold()
     running_ = asyncio.create_task(server.until_signal())
     reader, writer = await open_stream(server.port)
     await reader.readuntil(b"Hel")
+    assert gc.get_threshold() != collector
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.sleep(0.02)
     hold.set()
     assert b"[DONE]" in await reader.read()
     await asyncio.wait_for(running_, 5)
     writer.close()
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (collector, 0)
 
 
 async def test_a_second_signal_cuts() -> None:
