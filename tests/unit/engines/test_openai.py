@@ -686,7 +686,7 @@ async def test_a_probe_measures_the_way_there_and_back_and_mends_the_health() ->
         ) as server,
         engine_at(server.url) as engine,
     ):
-        engine._trouble = "was unreachable"
+        engine._note(EngineUnavailable("was unreachable"))
         with pytest.raises(EngineDied):
             await engine.probe(Deadline.after(SOON))
         assert engine.health().state == "down"
