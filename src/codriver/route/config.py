@@ -33,7 +33,7 @@ class RouteConfig:
 
 @dataclass(frozen=True)
 class LinkConfig:
-    probe_interval_s: float = setting(0.25, "Time between probes while the cloud is in use.", least=0.01)
+    probe_interval_s: float = setting(0.2, "Time between probes while the cloud is in use.", least=0.01)
     idle_interval_s: float = setting(1.0, "Time between probes while it is not.", least=0.01)
     down_after_s: float = setting(
         0.7, "An unanswered probe this old, with no other byte heard, means down.", least=0.01

@@ -76,7 +76,12 @@ class OverlapRemover:
         # One or two equal characters are chance, and so are equal ends of words: a short repetition starts with a word.
         for size in range(min(len(seen), len(self._part)), _LEAST_OVERLAP_CHARS - 1, -1):
             at = len(self._part) - size
-            starts_word = size >= _SURE_OVERLAP_CHARS or at == 0 or seen[0].isspace() or not (self._part[at - 1].isalnum() and seen[0].isalnum())
+            starts_word = (
+                size >= _SURE_OVERLAP_CHARS
+                or at == 0
+                or seen[0].isspace()
+                or not (self._part[at - 1].isalnum() and seen[0].isalnum())
+            )
             if starts_word and self._part.endswith(seen[:size]):
                 return size
         return 0

@@ -145,7 +145,7 @@ def test_the_router_keeps_its_promises(options: Any, fleet: Any, schedule: Any, 
     check(got, None, fleet)
     assert got.took_s <= options.get("deadline_ms", 30_000) / 1000 + 0.3
     called = {engine.name for engine in fleet if engine.calls}
-    if options.get("privacy") == "local_only" or options.get("policy") == "vehicle-only" and "engine" not in options:
+    if options.get("privacy") == "local_only" or (options.get("policy") == "vehicle-only" and "engine" not in options):
         assert not called & {"c", "d"}
     if "engine" in options:
         assert called <= {options["engine"]}
