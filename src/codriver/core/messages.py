@@ -277,8 +277,8 @@ class AnswerMessage(Wire, omit_defaults=False):
 class CompletionChoice(Wire, omit_defaults=False):
     index: int
     message: AnswerMessage
-    logprobs: Logprobs | None
-    finish_reason: FinishReason | None
+    logprobs: Logprobs | None = None
+    finish_reason: FinishReason | None = None
 
 
 class ChatCompletion(Wire, omit_defaults=False):
