@@ -50,7 +50,16 @@ def press(port: int, body: bytes, connections: int, seconds: float, prefix: list
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "load.lua"
         script.write_text(_SCRIPT % json.dumps(body.decode()))
-        command = [*(prefix or []), "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(script)]
+        command = [
+            *(prefix or []),
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            "--timeout=30s",
+            f"-d{max(1, round(seconds))}s",
+            "-s",
+            str(script),
+        ]
         said = subprocess.run(
             [*command, f"http://127.0.0.1:{port}/v1/chat/completions"], capture_output=True, text=True, check=True
         )

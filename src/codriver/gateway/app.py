@@ -8,6 +8,7 @@ deadline, answer. Rule: every failure ends as an OpenAI error body or event, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,6 +22,7 @@ from codriver.core.errors import (
     CodriverError,
     DeadlineExceeded,
     EngineUnavailable,
+    Forbidden,
     MethodNotAllowed,
     NotFound,
     RateLimited,
@@ -41,6 +43,7 @@ Handler = Callable[[Exchange], Awaitable[None]]
 # A route's two halves: the body as a request with its options, and the answer to it from an engine.
 Parse = Callable[[Exchange, bytes], tuple[Any, RequestOptions | None]]
 Respond = Callable[[Exchange, Engine, Any, Deadline], Awaitable[None]]
+_FAREWELL_S = 0.5
 CLIENT_GONE = 499  # nginx's number for a client that closed first; only metrics see it
 
 
@@ -138,14 +141,17 @@ class Gateway:
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()
-        await exchange.refuse(exchange.cut_by)
+        with contextlib.suppress(TimeoutError):
+            # A client that does not read would hold the last event, and with it this task, for ever.
+            async with asyncio.timeout(_FAREWELL_S):
+                await exchange.refuse(exchange.cut_by)
 
     def _ended(self, exchange: Exchange) -> None:
         seconds = self._clock.monotonic_s() - exchange.arrived_s
         status = exchange.outcome.status if exchange.outcome is not None else exchange.status
         self._metrics.request_ended(exchange.route, status, seconds)
         exchange.span.end(status, exchange.outcome, exchange.usage)
-        level = logging.WARNING if status >= 500 else logging.DEBUG
+        level = logging.WARNING if exchange.outcome is not None and status >= 500 else logging.DEBUG
         if log.isEnabledFor(level):
             fields = {"route": exchange.route, "status": status, "seconds": round(seconds, 4)}
             fields["request_id"] = exchange.head.request_id.decode()
@@ -160,6 +166,7 @@ class Gateway:
         try:
             request, options = parse(exchange, await exchange.body(self._config))
             engine = self._engine(request.model)
+            _refuse_leak(engine, options)
             limit_s = self._limit_s(options)
             exchange.engine = engine.card.id
             exchange.span = start_request(request.model or engine.card.id, exchange.route, exchange.head.trace)
@@ -220,6 +227,15 @@ class Gateway:
         self._keys.check(exchange.head.authorization)
         page, content_type = self._metrics.render()
         await exchange.answer(page, 200, [(b"content-type", content_type.encode())])
+
+
+def _refuse_leak(engine: Engine, options: RequestOptions | None) -> None:
+    """A router keeps a ``local_only`` request in the vehicle; an engine that the client named by itself cannot."""
+    if options is not None and options.privacy == "local_only" and engine.card.locality != "vehicle":
+        raise Forbidden(
+            f"The request is local_only, and '{engine.card.id}' is not in the vehicle: nothing was sent to it.",
+            param="codriver.privacy",
+        )
 
 
 def _expire(task: asyncio.Task[Any], exchange: Exchange, limit_s: float) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -24,6 +25,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+_UNFIT = re.compile(r"[^\x21-\x7e]")
 _JSON = (b"content-type", b"application/json")
 _STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -127,7 +129,8 @@ class Exchange:
         self.status = status
         named = [*headers, (b"x-request-id", self.head.request_id)]
         if self.engine:
-            named.append((b"x-codriver-engine", self.engine.encode("ascii", "replace")))
+            # The name may come from a server upstream: nothing in it may end the header.
+            named.append((b"x-codriver-engine", _UNFIT.sub("?", self.engine[:100]).encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": named})
 
 

@@ -34,6 +34,7 @@ class GuardedProtocol(HttpToolsProtocol):
         # Reading: the client owes us the rest of a request. Begun: the first byte of one has come.
         self._reading = self._in_head = self._begun = False
         self._refused = False
+        self._closing_since_s: float | None = None
         self._head_bytes = 0
         self._since_s = 0.0
 
@@ -101,7 +102,12 @@ class GuardedProtocol(HttpToolsProtocol):
         head_s = self._limits.head_timeout_s
         if self._refused and age_s > _LINGER_S:
             self.transport.abort()
-        elif not self._reading or self.transport.is_closing():
+        elif self.transport.is_closing():
+            # Closed, but its client does not read what is still to be written.
+            self._closing_since_s = self._closing_since_s or now_s
+            if now_s - self._closing_since_s > _LINGER_S:
+                self.transport.abort()
+        elif not self._reading:
             return
         elif self._in_head and age_s > head_s:
             if self._begun:

@@ -47,6 +47,10 @@ class Listening:
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         return (f"{scheme}://{host}:{self.port}",)
 
+    @property
+    def open_connections(self) -> int:
+        return len(self._state.connections)
+
     async def drain(self) -> None:
         """Stop accepting, let open answers end for ``drain_s``, cut the rest with an error event, close everything."""
         self._server.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import logging
@@ -107,6 +108,14 @@ async def test_the_extension_names_the_engine_that_answered() -> None:
         streamed = await ask(server.port, CHAT_PATH, STREAM)
     assert json.loads(whole.body)["codriver"] == {"engine": "cloud"}
     assert whole.headers["x-codriver-engine"] == streamed.headers["x-codriver-engine"] == "cloud"
+
+
+async def test_an_engine_name_from_upstream_cannot_forge_headers() -> None:
+    final = chunk("x", "stop", codriver={"engine": "a\r\nset-cookie: b=c"})
+    async with running(Scripted(final)) as server:
+        reply = await ask(server.port, CHAT_PATH, CHAT)
+    assert reply.headers["x-codriver-engine"] == "a??set-cookie:?b=c"
+    assert "set-cookie" not in reply.headers
 
 
 async def test_completions_whole_and_streamed() -> None:
@@ -285,6 +294,16 @@ async def test_options_from_body_and_headers() -> None:
         await ask(server.port, CHAT_PATH, body, *headers)
     expected = RequestOptions(policy="cloud-only", first_token_ms=250.0, session="s1")
     assert engine.requests[0].codriver == expected
+
+
+async def test_a_local_only_request_never_reaches_a_cloud_engine() -> None:
+    engine = Scripted(*HELLO)
+    engine.card = dataclasses.replace(engine.card, locality="cloud")
+    async with running(engine) as server:
+        reply = await ask(server.port, CHAT_PATH, CHAT, "x-codriver-privacy: local_only")
+    assert (reply.status, error(reply.body)["code"]) == (403, "forbidden")
+    assert "nothing was sent" in error(reply.body)["message"]
+    assert engine.requests == []
 
 
 async def test_the_deadline_is_made_at_arrival_and_capped() -> None:

@@ -111,6 +111,20 @@ async def test_a_client_that_leaves_before_its_body_is_complete() -> None:
     assert engine.requests == []
 
 
+async def test_a_client_that_does_not_read_is_given_up() -> None:
+    engine = Scripted(*[chunk("x" * 8_000_000) for _ in range(5)])
+    metrics = Metrics()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with running(engine, metrics, request_limit_s=0.3, grace_s=0.0, head_timeout_s=0.2) as server:
+            client.connect(("127.0.0.1", server.port))
+            client.sendall(http("POST", PATH, STREAM))
+            await asyncio.wait_for(engine.closed.wait(), 5)
+            await until(lambda: b'status="504"} 1.0' in metrics.render()[0])
+            assert server.open_connections == 1
+            await until(lambda: server.open_connections == 0)
+
+
 async def test_slow_headers_are_refused() -> None:
     async with running(Scripted(*HELLO), head_timeout_s=0.05) as server:
         reply = await speak(server.port, b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
