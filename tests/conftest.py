@@ -13,6 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import model_files
+
+# As the llama_cpp engine does; here before any test imports the wheel, on cores shared with other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -41,12 +46,12 @@ def shared_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def model_file() -> Callable[[str], Path]:
-    """``model_file("smollm2.gguf")`` is a file of $CODRIVER_TEST_MODELS."""
+    """``model_file("smollm2.gguf")`` is a file of real weights (``tests/model_files.py``), fetched where it is small."""
 
     def find(name: str) -> Path:
-        folder = os.environ.get("CODRIVER_TEST_MODELS")
-        if not folder or not (path := Path(folder) / name).is_file():
-            pytest.skip(f"needs the real weights {name}; put them in a folder and set CODRIVER_TEST_MODELS to it")
+        path, reason = model_files.find(name)
+        if path is None:
+            pytest.skip(reason)
         return path
 
     return find

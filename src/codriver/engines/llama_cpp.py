@@ -31,7 +31,7 @@ from .llama_cpp_config import LlamaCppConfig
 from .llama_cpp_prefix import PrefixFolder, PrefixState, prefix_key, prefix_tokens, restore, warm
 from .llama_cpp_request import Dialect, Prepared, prepare, refusal
 from .llama_cpp_server import LlamaServer, wheel_version
-from .llama_cpp_slots import Slots, history_of
+from .llama_cpp_slots import Slots, adapters_of, history_of
 from .llama_cpp_tools import CallReader, wire_free
 from .openai_formats import decode_text
 from .openai_link import Expiry
@@ -162,7 +162,9 @@ class LlamaCpp(TextOnly):
                 server, state = self._ready_server(), self.prefix
                 await expiry.wait(lambda: restore(server, state.file, (slot.id,), state.tokens))
             slot.has_prefix = prefixed
-            chunks = self._stream(prepared, slot.id, expiry, "image" in request.modalities())
+            body = prepared.on_slot(slot.id, reuse=slot.adapters == adapters_of(request))
+            slot.adapters = adapters_of(request)
+            chunks = self._stream(prepared.path, body, expiry, "image" in request.modalities())
             try:
                 async for chunk in chunks:
                     for part in reader.feed(chunk) if reader else (chunk,):
@@ -178,16 +180,12 @@ class LlamaCpp(TextOnly):
             return False
         return request.messages[: len(messages)] == messages and (request.tools or []) == tools
 
-    async def _stream(
-        self, prepared: Prepared, slot: int, expiry: Expiry, has_image: bool
-    ) -> AsyncGenerator[ChatChunk, None]:
-        session = self._ready_server().session
-        assert session is not None
+    async def _stream(self, path: str, body: bytes, expiry: Expiry, has_image: bool) -> AsyncGenerator[ChatChunk, None]:
+        server = self._ready_server()
         response: aiohttp.ClientResponse | None = None
-        parser, ends = wire.SseParser(), _Ends(prepared.path == "/v1/completions")
+        parser, ends = wire.SseParser(), _Ends(path == "/v1/completions")
         try:
-            body = prepared.on_slot(slot)
-            response = await expiry.wait(lambda: session.post(LlamaServer.url + prepared.path, data=body))
+            response = await server.post(path, body, expiry)
             if response.status != 200:
                 raise refusal(self.card.id, await response.read(), has_image=has_image)
             while data := await expiry.wait(response.content.readany):
@@ -200,7 +198,7 @@ class LlamaCpp(TextOnly):
             raise self._died() from error
         finally:
             if response is not None:
-                response.close()  # llama.cpp stops at its next write
+                server.leave(response)
         if not ends.reached:
             raise self._died()
 

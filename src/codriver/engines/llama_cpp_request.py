@@ -55,9 +55,9 @@ class Prepared:
     body: bytes
     reads_calls: bool = False
 
-    def on_slot(self, slot: int) -> bytes:
-        """The body, for the slot that shall answer."""
-        return wire.splice(self.body, "id_slot", slot)
+    def on_slot(self, slot: int, reuse: bool) -> bytes:
+        """The body, for the slot that shall answer; ``reuse``: what that slot computed before may be built upon."""
+        return wire.splice(wire.splice(self.body, "id_slot", slot), "cache_prompt", reuse)
 
 
 def prepare(request: ChatRequest, dialect: Dialect) -> Prepared:
@@ -71,7 +71,6 @@ def prepare(request: ChatRequest, dialect: Dialect) -> Prepared:
         "stream": True,
         "stream_options": {"include_usage": True},
         "return_progress": True,  # a sign of life per batch: what a cancelled prompt is noticed by
-        "cache_prompt": True,
         "lora": _adapters(request, dialect),
     }
     if request.prompt is not None:

@@ -10,12 +10,16 @@ The rule kept here: after ``aclose`` no thread, socket or folder is left.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import http.client
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +31,11 @@ import msgspec
 from codriver.core.errors import EngineUnavailable
 
 from .llama_cpp_config import LlamaCppConfig
+from .openai_link import Expiry
 
 _SOCKET = "s.sock"  # llama.cpp takes a host name with this ending for a socket's path
 _SOCKET_PATH_LIMIT = 100  # bytes; the kernel's is 108
+_DRAIN_S = 10.0
 _SIGACTION_BYTES = 512  # more than any platform's struct sigaction
 _loading = threading.Lock()
 
@@ -71,6 +77,9 @@ class LlamaServer:
         self.slot_folder = slot_folder or self.folder
         self._server: Any = None
         self.session: aiohttp.ClientSession | None = None
+        self._closed = False
+        self._sending: set[asyncio.Future[aiohttp.ClientResponse]] = set()
+        self._open: set[aiohttp.ClientResponse] = set()
 
     async def start(self) -> None:
         """Load the model. Errors: :class:`EngineUnavailable`."""
@@ -123,15 +132,69 @@ class LlamaServer:
         except (aiohttp.ClientError, OSError) as error:
             raise EngineUnavailable(f"The engine '{self._config.id}' has stopped.", engine=self._config.id) from error
 
+    async def post(self, path: str, body: bytes, expiry: Expiry) -> aiohttp.ClientResponse:
+        """An answer whose head has come; give it to :meth:`leave`. ``aclose`` ends it with an aiohttp error."""
+        if self.session is None:
+            raise aiohttp.ClientConnectionError("closed")
+        sending = asyncio.ensure_future(self.session.post(self.url + path, data=body))
+        self._sending.add(sending)
+        try:
+            response = await expiry.wait(lambda: sending)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):
+                raise aiohttp.ClientConnectionError("closed") from None
+            raise
+        finally:
+            self._sending.discard(sending)
+        self._open.add(response)
+        return response
+
+    def leave(self, response: aiohttp.ClientResponse) -> None:
+        """Close the connection: llama.cpp stops at its next write."""
+        self._open.discard(response)
+        response.close()
+
     async def aclose(self) -> None:
+        self._closed = True
         session, self.session = self.session, None
+        # Closing the session alone would leave readers waiting.
+        for sending in list(self._sending):
+            sending.cancel()
+        for response in list(self._open):
+            response.close()
         if session is not None:
             await session.close()
         await asyncio.to_thread(self._free)
 
+    def _wait_idle(self) -> None:
+        """Until no slot works: the destructor below waits for them, and holds Python's lock while it does."""
+        give_up_s = time.monotonic() + _DRAIN_S
+        while time.monotonic() < give_up_s:
+            try:
+                slots = _ask(self.folder / _SOCKET, "/slots")
+            except (OSError, ValueError, http.client.HTTPException):
+                return
+            if not any(slot.get("is_processing") for slot in slots):
+                return
+            time.sleep(0.01)
+
     def _free(self) -> None:
+        if self._server is not None:
+            self._wait_idle()
         self._server = None  # the wheel's destructor ends the loop and joins its threads
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _ask(socket_path: Path, path: str) -> Any:
+    """A GET without an event loop."""
+    connection = http.client.HTTPConnection("llama", timeout=_DRAIN_S)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(_DRAIN_S)
+    with contextlib.closing(connection):
+        connection.sock.connect(str(socket_path))
+        connection.request("GET", path)
+        return msgspec.json.decode(connection.getresponse().read())
 
 
 def parameters(module: Any, config: LlamaCppConfig) -> Any:

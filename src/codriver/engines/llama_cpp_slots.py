@@ -20,10 +20,11 @@ History = tuple[bytes, ...]
 
 @dataclass
 class Slot:
-    """``history`` has a digest per message of the conversation it last held."""
+    """``history`` has a digest per message of the conversation it last held, ``adapters`` what it was computed with."""
 
     id: int
     history: History = ()
+    adapters: bytes = b""
     has_prefix: bool = False
     used: int = field(default=0, repr=False)
 
@@ -56,10 +57,16 @@ class Slots:
 
 
 def history_of(request: ChatRequest) -> History:
-    """A digest per message, the tools first; a text completion has one of its prompt's beginning."""
+    """A digest per message, adapters and tools first; a text completion has one of its prompt's beginning."""
     if request.prompt is not None:
-        return (_digest(request.prompt[:256]),)
-    return (_digest(request.tools), *(_digest(message) for message in request.messages))
+        return (adapters_of(request), _digest(request.prompt[:256]))
+    return (adapters_of(request), _digest(request.tools), *(_digest(message) for message in request.messages))
+
+
+def adapters_of(request: ChatRequest) -> bytes:
+    """A digest of the adapters a request asks for; llama.cpp would build on what others computed."""
+    lora = request.codriver.lora if request.codriver else None
+    return _digest(lora) if lora else b""
 
 
 def common(one: History, other: History) -> int:
