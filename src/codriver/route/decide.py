@@ -16,7 +16,6 @@ from codriver.core.plan import Attempt, AttemptPlan, Gate
 
 from .config import RouteConfig
 from .lineup import Lineup
-from .quality import request_features
 
 # Above this prior the draft streams at once, without waiting for a verdict on its first tokens.
 _SURE = 0.9
@@ -132,7 +131,7 @@ class Decider:
     def _both(self, ask: Ask, vehicle: list[str], cloud: list[str]) -> list[Attempt]:
         if ask.policy == "cloud-first":
             return self._cloud_first(ask, vehicle, cloud, "asked to be first")
-        prior = self._lineup.quality.prior(vehicle[0], request_features(ask.request))
+        prior = self._lineup.quality.prior(vehicle[0], self._lineup.quality.features(ask.request))
         # A draft whose engine shows no probabilities can be judged only by the prior, and that can be done now.
         blind = not self._lineup.engines[vehicle[0]].card.can("logprobs")
         least = max(self._config.skip_below, self._config.min_confidence if blind else 0.0)

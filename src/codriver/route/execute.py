@@ -35,7 +35,6 @@ from .config import RouteConfig
 from .gate import GateKeeper
 from .lineup import Lineup
 from .live import AttemptRecord, Live, Rejected
-from .quality import request_features
 from .resume import continued, goes_on
 from .shape import Shaper
 from .turn import Turn
@@ -126,7 +125,7 @@ class Run:
     def _why_skip(self, attempt: Attempt) -> CodriverError | None:
         """Why an attempt of the plan must not start after all: the world may have moved since the plan was made."""
         name = attempt.engine
-        if self._by(attempt.total_s).expired():
+        if self._clock.monotonic_s() >= min(self._deadline.at_s, self._arrived_s + attempt.total_s):
             return DeadlineExceeded("The deadline passed before an engine could answer.")
         if self._plan.policy != "cloud-only" and self._lineup.link_down(name):
             return LinkDown("The link to the cloud is down; the cloud was not tried.", engine=name)
@@ -214,7 +213,7 @@ class Run:
             return live.rest()
         if gate is None or self._shaper.begun:
             return live.timed()
-        features = request_features(self._request)
+        features = self._lineup.quality.features(self._request)
         keeper = GateKeeper(gate, self._lineup.quality, live.attempt.engine, features, self._request)
         return live.gated(keeper, self._another_will_try)
 

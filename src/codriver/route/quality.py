@@ -17,6 +17,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -64,14 +65,14 @@ def request_features(request: ChatRequest) -> Features:
     features: Features = {
         _SLOT["bias"]: 1.0,
         _SLOT["length"]: math.log1p(len(asked)) / 6.0,
-        _SLOT["digits"]: min(1.0, sum(word.isdigit() for word in words) / 4),
+        _SLOT["digits"]: min(1.0, sum(map(str.isdigit, words)) / 4),
         _SLOT["options"]: float(len(_OPTION.findall(asked)) >= 2),
         _SLOT["schema"]: float(schema is not None and schema.type != "text"),
         _SLOT["tools"]: float(bool(request.tools)),
     }
     weight = 1 / math.sqrt(len(words) or 1)
     for word in words:
-        slot = _hashed("w:" + word)
+        slot = _word_slot(word)
         features[slot] = features.get(slot, 0.0) + weight
     features[_hashed("s:" + system)] = 1.0
     if schema is not None and schema.json_schema is not None:
@@ -90,6 +91,11 @@ def draft_features(draft: Draft) -> Features:
         _SLOT["margin"]: sum(draft.margins) / len(draft.margins) / 4 if draft.margins else 0.0,
         _SLOT["tokens"]: math.log1p(len(draft.logprobs)) / 4,
     }
+
+
+@lru_cache(maxsize=1 << 13)
+def _word_slot(word: str) -> int:
+    return _hashed("w:" + word)
 
 
 def _hashed(text: str) -> int:
@@ -179,6 +185,15 @@ class Quality:
 
     def __init__(self, calibrations: Mapping[str, Calibration] | None = None) -> None:
         self._by_engine = dict(calibrations or {})
+        self._latest: tuple[ChatRequest, Features] | None = None
+
+    def features(self, request: ChatRequest) -> Features:
+        """The request's features, worked out once for the plan and its gate; none while no engine is calibrated."""
+        if not self._by_engine:
+            return {}
+        if self._latest is None or self._latest[0] is not request:
+            self._latest = (request, request_features(request))
+        return self._latest[1]
 
     def learn(self, engine: str, calibration: Calibration) -> None:
         self._by_engine[engine] = calibration

@@ -21,11 +21,13 @@ from codriver.core.messages import ChatChunk, ChatRequest
 
 # How long an engine may take to stop once it is told; then it is told again.
 _STOP_S = 0.25
+# The timer looks at the clock at least this often: waits that end later than that need not move it.
+_LOOK_S = 1.0
 
 
 class Turn:
     """``next`` gives chunks until ``None``. After ``hold`` the engine goes on writing while nobody waits; ``next``
-    still works. One timer serves all waits, moved only when it fires: most waits are over long before.
+    still works. One timer serves all waits and is hardly ever moved: most waits are over long before their limit.
     """
 
     __slots__ = (
@@ -59,7 +61,7 @@ class Turn:
         if self._kept:
             return self._kept.popleft()
         self._arm(wait_s)
-        task = self._waiter = asyncio.current_task()
+        task = self._waiter = asyncio.current_task(self._loop)
         assert task is not None
         cancelling = task.cancelling()
         try:
@@ -115,7 +117,7 @@ class Turn:
             self._soon_s = now_s + self._patience_s
             due_s = self._end_s()
         if self._timer is None or self._timer.when() > due_s:
-            self._set_timer(due_s)
+            self._set_timer(min(due_s, now_s + _LOOK_S))
 
     def _end_s(self) -> float:
         """When the wait under way ends: sooner, while there is doubt."""
@@ -128,8 +130,7 @@ class Turn:
 
     def _set_timer(self, due_s: float) -> None:
         self._disarm()
-        if due_s != float("inf"):
-            self._timer = self._loop.call_at(due_s, self._fire)
+        self._timer = self._loop.call_at(due_s, self._fire)
 
     def _disarm(self) -> None:
         if self._timer is not None:
@@ -143,7 +144,7 @@ class Turn:
         end_s = self._end_s()
         # A hair of tolerance, because a timer may fire a rounding error before its time.
         if not self._fired and timer.when() + 1e-4 < end_s:
-            self._set_timer(end_s)
+            self._set_timer(min(end_s, timer.when() + _LOOK_S))
             return
         self._fired += 1
         self._waiter.cancel()

@@ -1,0 +1,99 @@
+"""Layers of configuration, and errors that name the key and what is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from codriver.core.config import describe, load, setting
+from codriver.core.errors import BadConfigValue, MissingFile, UnknownConfigKey
+
+
+@dataclass(frozen=True)
+class Engine:
+    threads: int = setting(2, "How many threads.", least=1, most=64)
+    model: str = setting("m", "Which model.")
+    file: Path | None = setting(None, "Where it is.")
+    mode: Literal["fast", "exact"] = setting("fast", "How.")
+    tags: tuple[str, ...] = setting((), "Which labels.")
+
+
+@dataclass(frozen=True)
+class Link:
+    patience_s: float = setting(0.5, "How long.", least=0.0)
+    watch: bool = setting(True, "Whether.")
+
+
+@dataclass(frozen=True)
+class Car:
+    engine: Engine = field(default_factory=Engine)
+    link: Link = field(default_factory=Link)
+
+
+def toml(folder: Path, text: str) -> Path:
+    file = folder / "car.toml"
+    file.write_text(text)
+    return file
+
+
+def test_defaults() -> None:
+    assert load(Car) == Car()
+
+
+def test_flags_beat_environment_beats_file_beats_defaults(tmp_path: Path) -> None:
+    file = toml(tmp_path, '[engine]\nthreads = 3\nmodel = "f"\nmode = "exact"\n')
+    env = {"CODRIVER_ENGINE_THREADS": "4", "CODRIVER_ENGINE_MODEL": "e", "PATH": "x"}
+    got = load(Car, file, env, {"engine.threads": 5, "engine.model": None})
+    assert (got.engine.threads, got.engine.model, got.engine.mode) == (5, "e", "exact")
+
+
+def test_text_of_the_environment_becomes_what_the_field_is() -> None:
+    env = {
+        "CODRIVER_ENGINE_FILE": "/tmp/x", "CODRIVER_ENGINE_TAGS": "a, b,", "CODRIVER_LINK_WATCH": "off",
+        "CODRIVER_LINK_PATIENCE_S": "2",
+    }  # fmt: skip
+    got = load(Car, env=env)
+    assert got.engine.file == Path("/tmp/x")
+    assert got.engine.tags == ("a", "b")
+    assert got.link == Link(2.0, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "sentence"),
+    [
+        ("[engin]\nthreads=1", UnknownConfigKey, "Unknown configuration key 'engin'"),
+        ("[engine]\nthread=1", UnknownConfigKey, "Did you mean 'engine.threads'?"),
+        ("[zzz]\na=1", UnknownConfigKey, "Allowed: engine, link."),
+        ("engine=1", BadConfigValue, "write it as a table [engine]"),
+        ("[engine]\nthreads=0", BadConfigValue, "'engine.threads' is 0; allowed: at least 1 and at most 64."),
+        ("[engine]\nthreads=true", BadConfigValue, "'engine.threads' is True; allowed: int."),
+        ('[engine]\nmode="slow"', BadConfigValue, "'engine.mode' is 'slow'; allowed: fast | exact."),
+        ('[link]\nwatch="maybe"', BadConfigValue, "'link.watch' is 'maybe'; allowed: bool."),
+        ("[engine\n", BadConfigValue, "is not valid TOML"),
+    ],
+)
+def test_bad_files_say_what_is_wrong(tmp_path: Path, text: str, error: Any, sentence: str) -> None:
+    with pytest.raises(error) as caught:
+        load(Car, toml(tmp_path, text))
+    assert sentence in caught.value.message
+
+
+def test_bad_environment_and_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UnknownConfigKey, match="CODRIVER_ENGINE_THREAD' \\(environment\\)"):
+        load(Car, env={"CODRIVER_ENGINE_THREAD": "1"})
+    with pytest.raises(BadConfigValue, match=r"'link\.patience_s' is 'soon'; allowed: float"):
+        load(Car, env={"CODRIVER_LINK_PATIENCE_S": "soon"})
+    with pytest.raises(MissingFile, match="does not exist"):
+        load(Car, tmp_path / "none.toml")
+
+
+def test_every_setting_describes_itself() -> None:
+    told = {each.key: each for each in describe(Car)}
+    assert told["engine.mode"].type == "fast | exact"
+    assert told["engine.file"].type == "Path | none"
+    assert told["engine.threads"].env == "CODRIVER_ENGINE_THREADS"
+    assert told["link.patience_s"].default == 0.5
+    assert all(each.sentence.endswith(".") for each in told.values())

@@ -1,0 +1,225 @@
+"""Plans: who is asked, in which order, within which times, and why others are not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from codriver.core.engine import Price
+from codriver.core.errors import (
+    CodriverError,
+    EngineDied,
+    LinkDown,
+    NoEngineLeft,
+    UnknownModel,
+    UnsupportedParameter,
+)
+from codriver.core.messages import FunctionSpec, ResponseFormat, Tool
+from codriver.core.plan import AttemptPlan
+from codriver.core.virtual import run_virtual
+from codriver.route.config import RouteConfig
+from codriver.route.decide import Decider
+from codriver.route.lineup import Lineup, Pace
+from codriver.route.quality import Features, Quality
+from tests.unit.route.drive import ask, lineup_of
+from tests.unit.route.faulty import EVERY, Faulty, Weather
+
+
+class Known(Quality):
+    """A quality whose prior the test sets."""
+
+    def __init__(self, prior: float) -> None:
+        super().__init__()
+        self._prior = prior
+
+    def prior(self, engine: str, features: Features) -> float:
+        return self._prior
+
+
+def plan(
+    *engines: Faulty, prior: float = 0.5, state: Any = "up", config: RouteConfig | None = None, **options: Any
+) -> AttemptPlan:
+    """The plan for a request with ``options``; its other members under ``request``."""
+    members = options.pop("request", {})
+
+    async def main() -> AttemptPlan:
+        lineup = lineup_of(*(engines or both()), link=Weather(state), quality=Known(prior))
+        return Decider(lineup, config).plan(ask(codriver=options or None, **members))
+
+    return run_virtual(main())
+
+
+def both() -> tuple[Faulty, ...]:
+    return Faulty("v"), Faulty("c", "cloud")
+
+
+def order(made: AttemptPlan) -> list[str]:
+    return [attempt.engine for attempt in made.attempts]
+
+
+@pytest.mark.parametrize(
+    ("options", "state", "prior", "names"),
+    [
+        ({}, "up", 0.5, ["v", "c"]),
+        ({}, "up", 0.95, ["v", "c"]),
+        ({}, "up", 0.1, ["c", "v"]),
+        ({}, "degraded", 0.1, ["c", "v"]),
+        ({}, "down", 0.1, ["v"]),
+        ({"policy": "cloud-first"}, "up", 0.95, ["c", "v"]),
+        ({"policy": "cloud-first"}, "down", 0.5, ["v"]),
+        ({"policy": "vehicle-first"}, "up", 0.01, ["v", "c"]),
+        ({"policy": "vehicle-only"}, "up", 0.01, ["v"]),
+        ({"policy": "cloud-only"}, "up", 0.99, ["c"]),
+        ({"policy": "cloud-only"}, "down", 0.99, ["c"]),
+        ({"privacy": "local_only"}, "up", 0.01, ["v"]),
+        ({"privacy": "local_only", "policy": "cloud-first"}, "up", 0.01, ["v"]),
+        ({"engine": "c"}, "up", 0.5, ["c"]),
+        ({"engine": "v"}, "down", 0.5, ["v"]),
+    ],
+)
+def test_order(options: dict[str, Any], state: Any, prior: float, names: list[str]) -> None:
+    made = plan(prior=prior, state=state, **options)
+    assert order(made) == names
+    assert made.attempts[0].start == "at_once"
+    assert made.link == state
+    assert made.privacy == options.get("privacy", "any")
+
+
+def test_a_draft_is_gated_unless_the_vehicle_is_sure() -> None:
+    made = plan(prior=0.5)
+    assert made.attempts[0].gate is not None
+    assert made.attempts[0].gate.min_confidence == RouteConfig().min_confidence
+    assert made.attempts[1].start == "after_rejection"
+    assert plan(prior=0.95).attempts[0].gate is None
+    assert plan(prior=0.95, policy="vehicle-first").attempts[0].gate is not None
+
+
+def test_a_schema_is_checked_even_on_a_sure_draft() -> None:
+    wants = {"response_format": ResponseFormat(type="json_object")}
+    gate = plan(prior=0.95, request=wants).attempts[0].gate
+    assert gate is not None
+    assert (gate.schema, gate.min_confidence) == (True, 0.0)
+
+
+def test_the_vehicle_keeps_the_time_it_needs() -> None:
+    reserve_s = Pace().needed_s(None)
+    made = plan(policy="cloud-first", deadline_ms=10_000)
+    assert made.attempts[0].total_s == pytest.approx(10 - reserve_s)
+    assert made.attempts[1].total_s == 10
+    made = plan(policy="cloud-first", deadline_ms=3000)
+    assert order(made) == ["v"]
+    assert "leaves the cloud 0.0 s" in made.attempts[0].why
+    made = plan(policy="vehicle-first", deadline_ms=10_000)
+    assert made.attempts[1].total_s < 10
+
+
+def test_a_usual_pace_is_learnt() -> None:
+    pace = Pace()
+    for _ in range(60):
+        pace.record(0.1, 0.1 + 0.01 * 19, 20)
+    assert pace.ttft_s == pytest.approx(0.1, abs=0.01)
+    assert pace.token_s == pytest.approx(0.01, abs=0.001)
+    assert pace.needed_s(None) == pytest.approx(1.5 * (0.1 + 40 * 0.01), abs=0.06)
+    assert pace.needed_s(10) == pytest.approx(1.5 * (0.1 + 10 * 0.01), abs=0.06)
+
+
+def test_limits_come_from_the_request_before_the_configuration() -> None:
+    config = RouteConfig(deadline_s=20.0, first_token_s=5.0, inter_token_s=2.0, failover="declare", budget_usd=0.5)
+    first = plan(config=config, policy="cloud-first").attempts[0]
+    assert (first.first_token_s, first.inter_token_s, first.on_late_death) == (5.0, 2.0, "declare")
+    made = plan(
+        config=config, policy="cloud-first", deadline_ms=9000, first_token_ms=700, inter_token_ms=300,
+        failover="restart", budget_usd=0.1,
+    )  # fmt: skip
+    first = made.attempts[0]
+    assert (first.first_token_s, first.inter_token_s, first.on_late_death) == (0.7, 0.3, "restart")
+    assert (made.deadline_s, made.budget_usd) == (9.0, 0.1)
+    assert plan(config=config).budget_usd == 0.5
+    assert plan().budget_usd == math.inf
+
+
+def test_nonsense_from_a_client_makes_a_plan_that_is_over_at_once() -> None:
+    made = plan(deadline_ms=-1, first_token_ms=-7, budget_usd=-3)
+    assert (made.deadline_s, made.budget_usd) == (0.0, 0.0)
+    assert all(attempt.first_token_s == 0 for attempt in made.attempts)
+
+
+def test_an_outer_deadline_rules() -> None:
+    async def main() -> float:
+        return Decider(lineup_of(*both())).plan(ask(codriver={"deadline_ms": 9000}), 2.5).deadline_s
+
+    assert run_virtual(main()) == 2.5
+
+
+def test_the_last_engine_of_the_vehicle_may_take_all_its_time() -> None:
+    assert plan(policy="cloud-first").attempts[-1].first_token_s == 30
+    assert plan(policy="cloud-first", first_token_ms=800).attempts[-1].first_token_s == 0.8
+    assert plan(policy="cloud-only").attempts[-1].first_token_s == 6
+
+
+def test_engines_that_cannot_take_the_request_are_left_out() -> None:
+    tools = {"tools": [Tool(function=FunctionSpec(name="f"))]}
+    v = Faulty("v", capabilities=EVERY - {"tools"})
+    assert order(plan(v, Faulty("c", "cloud"), request=tools)) == ["c"]
+    with pytest.raises(UnsupportedParameter, match="'v' does not support 'tools'"):
+        plan(v, request=tools)
+    assert order(plan(Faulty("v", state="down"), Faulty("w"), Faulty("c", "cloud"))) == ["w", "c"]
+
+
+def test_an_open_breaker_takes_its_engine_out() -> None:
+    async def main() -> list[str]:
+        lineup = lineup_of(*both())
+        for _ in range(3):
+            lineup.breakers["c"].failed(EngineDied("x"))
+        return order(Decider(lineup).plan(ask(codriver={"policy": "cloud-first"})))
+
+    assert run_virtual(main()) == ["v"]
+
+
+@pytest.mark.parametrize(
+    ("engines", "state", "options", "error", "sentence"),
+    [
+        ((Faulty("c", "cloud"),), "down", {}, LinkDown, "The link to the cloud is down; the cloud was not tried."),
+        (
+            (Faulty("v"),),
+            "up",
+            {"policy": "cloud-only"},
+            NoEngineLeft,
+            "No engine is set up that may take this request.",
+        ),
+        ((Faulty("c", "cloud"),), "up", {"privacy": "local_only"}, NoEngineLeft, "No engine is set up"),
+        ((Faulty("v"),), "up", {"engine": "x"}, UnknownModel, "There is no engine 'x'. Known: v."),
+        (both(), "up", {"engine": "c", "privacy": "local_only"}, NoEngineLeft, "'c' is not in the vehicle"),
+        (both(), "down", {"engine": "c"}, LinkDown, "was not tried"),
+        ((Faulty("v", state="down"),), "up", {}, NoEngineLeft, "The engine 'v' is down: no reason given."),
+    ],
+)
+def test_refusals_say_why(
+    engines: Any, state: Any, options: dict[str, Any], error: type[CodriverError], sentence: str
+) -> None:
+    with pytest.raises(error) as caught:
+        plan(*engines, state=state, **options)
+    assert sentence in caught.value.message
+
+
+def test_a_plan_explains_itself() -> None:
+    made = plan(prior=0.5)
+    assert made.explain() == (
+        "link up, policy auto: v (drafts with prior p=0.50); then c (takes over from a weak draft)"
+    )
+    assert "asked to be first" in plan(policy="cloud-first").explain()
+
+
+def test_prices_do_not_change_the_order() -> None:
+    dear = Faulty("c", "cloud", price=Price(1.0, 2.0))
+    assert order(plan(Faulty("v"), dear, prior=0.1)) == ["c", "v"]
+
+
+def test_a_router_that_does_not_look_plans_for_the_cloud_while_the_link_is_down() -> None:
+    lineup = Lineup({}, link=Weather("down"))
+    assert lineup.without_link().breakers is lineup.breakers
+    made = plan(state="down", prior=0.1, config=RouteConfig(link_aware=False))
+    assert order(made) == ["c", "v"]
+    assert made.link == "up"
