@@ -42,7 +42,7 @@ def test_why_not(registry: Registry) -> None:
 
 
 def test_an_unknown_name_gets_a_hint(registry: Registry) -> None:
-    with pytest.raises(UnknownEntry, match="There is no engine 'plian'. Did you mean 'plain'"):
+    with pytest.raises(UnknownEntry, match=r"There is no engine 'plian'\. Did you mean 'plain'"):
         registry.load("plian")
     with pytest.raises(UnknownEntry, match="Known: checked, heavy, plain"):
         registry.why_not("zzz")
