@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from codriver.core.errors import CodriverError, LinkDown, NoEngineLeft, UnknownModel
+from codriver.core.errors import CodriverError, LinkDown, NoEngineLeft, UnknownModel, UnsupportedModality
 from codriver.core.messages import ChatRequest, Policy, RequestOptions
 from codriver.core.plan import Attempt, AttemptPlan, Gate
 
@@ -79,6 +79,8 @@ class Decider:
 
     def _why_not(self, ask: Ask, name: str) -> CodriverError | None:
         engine = self._lineup.engines[name]
+        if not (engine.card.can("chat") or engine.card.can("completions")):
+            return UnsupportedModality(f"The model '{name}' does not write text.", param="model")
         try:
             engine.card.refuse_unfit(ask.request)
         except CodriverError as refusal:

@@ -14,6 +14,7 @@ from codriver.core.errors import (
     LinkDown,
     NoEngineLeft,
     UnknownModel,
+    UnsupportedModality,
     UnsupportedParameter,
 )
 from codriver.core.messages import FunctionSpec, ResponseFormat, Tool
@@ -166,6 +167,13 @@ def test_engines_that_cannot_take_the_request_are_left_out() -> None:
     with pytest.raises(UnsupportedParameter, match="'v' does not support 'tools'"):
         plan(v, request=tools)
     assert order(plan(Faulty("v", state="down"), Faulty("w"), Faulty("c", "cloud"))) == ["w", "c"]
+
+
+def test_an_embedder_is_not_asked_to_chat() -> None:
+    embedder = Faulty("e", capabilities=frozenset({"embeddings"}))
+    assert order(plan(Faulty("v"), embedder, Faulty("c", "cloud"))) == ["v", "c"]
+    with pytest.raises(UnsupportedModality, match="The model 'e' does not write text"):
+        plan(embedder, engine="e")
 
 
 def test_an_open_breaker_takes_its_engine_out() -> None:
