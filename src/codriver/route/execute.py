@@ -345,7 +345,8 @@ class Run:
         record.took_ms = record.took_ms or self._since_ms(live)
         if record.outcome == "answered":
             breaker.succeeded()
-            if record.ttft_ms is not None:
+            # An answer in one piece has no first token of its own.
+            if record.ttft_ms is not None and record.tokens > 1:
                 self._lineup.paces[name].record(record.ttft_ms / 1e3, live.worked_s, record.tokens)
         elif error is None or self._lineup.link_down(name) or not _telling(error, live):
             breaker.abandoned(live.probe)

@@ -24,8 +24,12 @@ class HybridEngine:
         self._config = config or RouteConfig()
         self._lineup = lineup if self._config.link_aware else lineup.without_link()
         self._decider = Decider(self._lineup, self._config)
-        self._sessions = Sessions(self._config.sessions, self._config.session_messages)
         cards = [engine.card for engine in lineup.engines.values()]
+        # About four characters to a token; a quarter of the context is left for what is new and for the answer.
+        contexts = [card.context_tokens for card in cards if card.locality == "vehicle" and card.can("chat")]
+        self._sessions = Sessions(
+            self._config.sessions, self._config.session_messages, 3 * min(filter(None, contexts), default=0)
+        )
         self.card = EngineCard(
             id=name,
             locality="vehicle",

@@ -92,7 +92,6 @@ class Live:
                 continue
             if self._carries(chunk):
                 self.silent_s = 0.0
-                self.record.tokens += 1
                 if self.record.ttft_ms is None:
                     self._first_token()
                     for earlier in opening:
@@ -133,7 +132,7 @@ class Live:
             self.worked_s += waited_s
 
     def _carries(self, chunk: ChatChunk) -> bool:
-        """True when the chunk brings the client something: text, a tool call, or the end. Notes what ended."""
+        """True when the chunk brings the client something: text, a tool call, or the end. Counts both."""
         carries = False
         for choice in chunk.choices:
             self._begun.add(choice.index)
@@ -142,7 +141,8 @@ class Live:
                 self._ended.add(choice.index)
                 self.finished = len(self._ended) >= self.choices
                 carries = True
-            elif delta.content or delta.tool_calls or delta.reasoning_content or delta.refusal:
+            if delta.content or delta.tool_calls or delta.reasoning_content or delta.refusal:
+                self.record.tokens += 1
                 carries = True
         return carries
 

@@ -19,11 +19,12 @@ _Kept = tuple[Message, bool]  # the message, and whether it must stay in the veh
 
 class Sessions:
     """The least recently used conversation goes first; the oldest messages of a long one too, a whole exchange at a
-    time.
+    time. ``most_chars`` bounds a conversation's text, so that the vehicle's own model can still read it (0: no bound).
     """
 
-    def __init__(self, most: int = 256, most_messages: int = 64) -> None:
+    def __init__(self, most: int = 256, most_messages: int = 64, most_chars: int = 0) -> None:
         self._most = most
+        self._most_chars = most_chars
         self._most_messages = most_messages
         self._histories: OrderedDict[str, list[_Kept]] = OrderedDict()
 
@@ -50,11 +51,16 @@ class Sessions:
         history = self._histories.setdefault(name, [])
         history.extend((m, local) for m in request.messages if m.role not in ("system", "developer"))
         history.append((answer, local))
-        while len(history) > self._most_messages or (history and history[0][0].role != "user"):
+        while history and (self._too_long(history) or history[0][0].role != "user"):
             history.pop(0)
         self._histories.move_to_end(name)
         while len(self._histories) > self._most:
             self._histories.popitem(last=False)
+
+    def _too_long(self, history: list[_Kept]) -> bool:
+        if len(history) > self._most_messages:
+            return True
+        return 0 < self._most_chars < sum(len(message.text()) for message, _ in history)
 
     def forget(self, name: str) -> None:
         self._histories.pop(name, None)

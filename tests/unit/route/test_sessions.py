@@ -65,6 +65,15 @@ def test_the_least_recently_used_conversation_and_the_oldest_exchange_go_first()
     assert texts(sessions.extend(said("new", session="a"))) == ["be brief", "x2", "y2", "x3", "y3", "new"]
 
 
+def test_a_conversation_stays_short_enough_for_the_vehicles_model() -> None:
+    sessions = Sessions(most_chars=100)
+    for index in range(10):
+        sessions.record(said(f"question {index} " + "x" * 20), reply("y" * 10))
+    assert texts(sessions.extend(said("new")))[1].startswith("question 8")
+    sessions.record(said("x" * 1000), reply("y"))
+    assert texts(sessions.extend(said("new"))) == ["be brief", "new"]
+
+
 def test_what_was_said_locally_keeps_the_conversation_local_while_it_is_remembered() -> None:
     sessions = Sessions(most_messages=4)
     sessions.record(said("my home is at …", privacy="local_only"), reply("noted"), local=True)
