@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from itertools import accumulate
 from typing import Any
 
@@ -9,9 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from codriver.core.deadline import Deadline
 from codriver.core.messages import StreamOptions
 from codriver.core.plan import Attempt, AttemptPlan, Gate
-from tests.unit.route.drive import Got, ask, through_plan, through_router
+from codriver.core.virtual import LoopClock, run_virtual
+from codriver.route.hybrid import HybridEngine
+from tests.unit.route.drive import Got, ask, collect, lineup_of, through_plan, through_router, watch
 from tests.unit.route.faulty import WORDS, Fault, Faulty, Weather
 
 NAMES = ("v", "w", "c", "d")
@@ -162,3 +167,48 @@ def test_leaving_stops_a_held_draft_and_its_takeover(leave_s: float) -> None:
     assert got.still_open == {}
     assert got.tasks_left == 0
     assert got.took_s == pytest.approx(1.6 + leave_s, abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_rush_on_a_bad_day_leaves_no_engine_shut_out(seed: int) -> None:
+    """Many clients at once, some leaving, engines failing, the link flapping; afterwards everything is whole again."""
+    chance = random.Random(seed)
+
+    async def main() -> None:
+        link = Weather()
+        fleet = [Faulty(name, LOCALITY[name]) for name in NAMES]  # type: ignore[arg-type]
+        lineup = lineup_of(*fleet, link=link)
+        hybrid = HybridEngine(lineup)
+        policies = ["auto", "cloud-first", "vehicle-first", "cloud-only"]
+
+        async def client() -> None:
+            await asyncio.sleep(chance.uniform(0, 60))
+            leave_s = chance.choice([None, None, chance.uniform(0, 2)])
+            stream = hybrid.generate(ask(codriver={"policy": chance.choice(policies)}), Deadline.never(LoopClock()))
+            got = Got()
+            task = asyncio.ensure_future(collect(stream, got))
+            await asyncio.wait([task], timeout=leave_s)
+            task.cancel()
+            await asyncio.wait([task])
+            assert TEXT.startswith(got.text)
+            assert got.text == TEXT or not got.finishes
+
+        async def trouble() -> None:
+            for _ in range(120):
+                await asyncio.sleep(0.5)
+                link.become(chance.choice(["up", "up", "degraded", "down"]))
+                chance.choice(fleet).fault = Fault(chance.choice(KINDS), chance.randrange(12))  # type: ignore[arg-type]
+
+        await asyncio.gather(trouble(), *(client() for _ in range(150)))
+        assert [engine.open for engine in fleet] == [0] * len(fleet)
+        for engine in fleet:
+            engine.fault = Fault()
+        link.become("up")
+        await asyncio.sleep(31)
+        for name in NAMES:
+            got = await watch(hybrid.generate(ask(codriver={"engine": name}), Deadline.never(LoopClock())), lineup)
+            assert got.text == TEXT
+            assert lineup.breakers[name].state == "closed"
+        assert link.listeners == []
+
+    run_virtual(main())
