@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -130,31 +131,32 @@ def pinned(core: int) -> list[str]:
 @contextlib.contextmanager
 def started(system: str, command: list[str], port: int, patience_s: float, env: dict[str, str]) -> Iterator[Target]:
     """The process, once its port answers; ended afterwards. Errors: :class:`EngineUnavailable` with its last words."""
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **env}
-    ) as process:
+    # A file, not a pipe: nobody would read the pipe, and a rival that logs much would wait for ever.
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, **env}) as process,
+    ):
         try:
-            _wait(system, process, port, patience_s)
+            if not _answers(process, port, patience_s):
+                said.seek(0)
+                lines = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+                raise EngineUnavailable(f"{system} did not start: {lines[-1][:200]}", engine=system)
             yield Target(system, port, process)
         finally:
             process.terminate()
             try:
-                process.communicate(timeout=10)
+                process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
 
 
-def _wait(system: str, process: subprocess.Popen[bytes], port: int, patience_s: float) -> None:
+def _answers(process: subprocess.Popen[bytes], port: int, patience_s: float) -> bool:
     end_s = time.monotonic() + patience_s
-    while time.monotonic() < end_s:
+    while time.monotonic() < end_s and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
-            return
-        if process.poll() is not None:
-            break
+            return True
         time.sleep(0.05)
-    process.kill()
-    said = process.communicate()[0].decode(errors="replace").strip().splitlines()
-    raise EngineUnavailable(f"{system} did not start: {said[-1][:200] if said else 'it said nothing'}", engine=system)
+    return False
 
 
 def own_command(kind: str, port: int, upstream: int | None = None) -> list[str]:
