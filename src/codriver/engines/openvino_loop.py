@@ -105,9 +105,9 @@ class StepLoop:
             while handle.can_read():
                 for output in handle.read().values():
                     finish = self._finishes.get(output.finish_reason)
-                    job.tell(Step(list(output.generated_ids), list(output.generated_log_probs), finish))
                     if finish:
                         self._work.pop(number, None)
+                    job.tell(Step(list(output.generated_ids), list(output.generated_log_probs), finish))
 
     def _end_all(self, error: Exception) -> None:
         for job, _ in self._work.values():
