@@ -25,17 +25,19 @@ _POLICIES = ", ".join(policy.title for policy in POLICIES)
 
 def drive(
     trace: Annotated[list[str] | None, typer.Option(help="Link trace; may be given again.", show_default=False)] = None,
-    seconds: Annotated[float | None, typer.Option(help="Length of each policy's drive; 95 if not given.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length of each policy's drive; 100 if not given.")] = None,
     minutes: Annotated[float | None, typer.Option(help="The same in minutes.")] = None,
     start: Annotated[float | None, typer.Option(help="Second of the trace to begin at; chosen if not given.")] = None,
     policy: Annotated[list[str] | None, typer.Option(help=f"One of: {_POLICIES}. May be given again.")] = None,
-    requests_per_minute: Annotated[float, typer.Option(help="How often the car asks.")] = 15.0,
+    requests_per_minute: Annotated[float, typer.Option(help="How often the car asks.")] = 12.0,
     seed: Annotated[int, typer.Option(help="Seed of the requests and their times.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures' rows to this file.")] = None,
     report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("drive-report.html"),
     replayed: Annotated[bool, typer.Option("--replay", help="Replay recorded outcomes in virtual time.")] = False,
-    most: Annotated[int | None, typer.Option(help="With --replay: most requests per pair of models.")] = None,
-    calibrate: Annotated[int, typer.Option(help="Only calibrate this car's own model, on so many requests.")] = 0,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Only calibrate this car's own model.")] = False,
+    most: Annotated[
+        int | None, typer.Option(help="Most requests: per pair of models in a replay, or to calibrate on.", min=20)
+    ] = None,
 ) -> None:
     """Drive: the vehicle answers, the cloud behind it, a real link between them. Ends with a table and a report."""
     console = Console(stderr=True)
@@ -44,7 +46,7 @@ def drive(
     fetch_missing([CLOUD_TIMES] if replayed else LIVE_ENTRIES, CatalogueConfig())
     if calibrate:
         with _screen(console) as screen:
-            told = calibrate_car(Inputs.find(), calibrate, screen)
+            told = calibrate_car(Inputs.find(), most or 300, screen)
         typer.echo(told)
         return
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from rich.console import Console, Group, RenderableType
@@ -159,10 +160,10 @@ def _print_signals(signals: list[Signal], console: Console) -> None:
     if not signals:
         return
     table = Table(title="share of the strong model's accuracy", title_justify="left")
-    for name in ("who chooses", "strong model's calls", "share of its accuracy (95 %)", "link"):
+    for name in ("who chooses", "strong model's calls", "share of its accuracy (95 %)", "link", "share over this link"):
         table.add_column(name)
     for one in signals:
-        table.add_row(
-            one.name, f"{one.calls:.1%}", percent(one.strong_share), "recorded" if one.through_link else "always up"
-        )
+        over_link = "–" if math.isnan(one.over_link_share) else f"{one.over_link_share:.1%}"
+        link = "recorded" if one.through_link else "always up"
+        table.add_row(one.name, f"{one.calls:.1%}", percent(one.strong_share), link, over_link)
     (console if console.is_terminal else Console(width=220)).print(table)

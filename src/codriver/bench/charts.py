@@ -1,0 +1,279 @@
+"""Plots as inline SVG, by hand: no library, no script, and colours that follow the page's light or dark theme.
+
+Every function gives a complete ``<svg>`` element. Colours and strokes come from the report's style sheet by class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from .drive_outcomes import Fate, PolicyRun, Summary
+
+_WIDTH = 980.0
+_LEFT, _RIGHT = 70.0, 20.0
+FATE_WORDS = {
+    "vehicle": "answered in time by the vehicle",
+    "cloud": "by the cloud",
+    "mixed": "begun by one, finished by the other",
+    "lost": "late, cut or failed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Maps values from ``low`` to ``high`` onto pixels from ``start`` to ``end``."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        low, high = self.low, self.high
+        if self.log:
+            value, low, high = math.log(max(value, low)), math.log(low), math.log(high)
+        part = (value - low) / (high - low) if high > low else 0.0
+        return self.start + min(1.0, max(0.0, part)) * (self.end - self.start)
+
+
+def fate_class(fate: Fate) -> str:
+    return "lost" if not fate.in_time or fate.where == "nobody" else fate.where
+
+
+def svg(height: float, parts: Sequence[str], title: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+
+
+def box(x: float, y: float, width: float, height: float, kind: str, told: str = "") -> str:
+    title = f"<title>{escape(told)}</title>" if told else ""
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{max(0.0, width):.1f}" height="{height:.1f}"'
+    return f'<rect {place} class="{kind}">{title}</rect>'
+
+
+def mark(x: float, y: float, kind: str, told: str) -> str:
+    """A request: a disc (vehicle), a triangle (cloud), a diamond (mixed) or a cross (lost)."""
+    shapes = {
+        "vehicle": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"/>',
+        "cloud": f'<path d="M{x:.1f} {y - 6:.1f}l6 10.5h-12z"/>',
+        "mixed": f'<path d="M{x:.1f} {y - 6.5:.1f}l6.5 6.5l-6.5 6.5l-6.5-6.5z"/>',
+        "lost": f'<path d="M{x - 5:.1f} {y - 5:.1f}l10 10m0-10l-10 10" class="cross"/>',
+    }
+    return f'<g class="fate {kind}"><title>{escape(told)}</title>{shapes[kind]}</g>'
+
+
+def dot(x: float, y: float, number: int, told: str) -> str:
+    place = f'cx="{x:.1f}" cy="{y:.1f}" r="6"'
+    return f'<circle {place} class="fill c{number}"><title>{escape(told)}</title></circle>'
+
+
+def legend(y: float, entries: Mapping[str, str], draw: Callable[[float, float, str], str]) -> list[str]:
+    parts, x = [], _LEFT + 8
+    for kind, words in entries.items():
+        parts += [draw(x, y - 4, kind), text(x + 12, y, words, "small")]
+        x += 30 + 6.4 * len(words)
+    return parts
+
+
+# ---------------------------------------------------------------- the drive over time
+
+
+def timeline(run: PolicyRun, outages: Sequence[tuple[float, float]], seconds: float) -> str:
+    """Capacity of the link, its outages, what the vehicle believed of it, and each request's fate."""
+    sources = sorted({fate.source for fate in run.fates})
+    top, road = 26.0, 96.0
+    lanes = road + 44
+    bottom = lanes + 24 * max(1, len(sources))
+    x = Axis(0.0, seconds + 8, _LEFT, _WIDTH - _RIGHT)
+    parts = [
+        box(x.at(a), top, x.at(b) - x.at(a), bottom - top - 6, "outage", f"no service {a:.1f}–{b:.1f} s")
+        for a, b in outages
+    ]
+    parts += _capacity(run, x, Axis(0.0, _most_kbps(run), road, top))
+    parts += _belief(run, x, road + 8)
+    for row, source in enumerate(sources):
+        y = lanes + 24 * row
+        parts += [text(_LEFT - 8, y + 4, source, "small", "end"), line(_LEFT, y, _WIDTH - _RIGHT, y, "grid")]
+        for fate in run.fates:
+            if fate.source == source:
+                kind = fate_class(fate)
+                end = x.at(fate.at_s + fate.total_ms / 1e3)
+                parts.append(line(x.at(fate.at_s), y, end, y, f"span {kind}"))
+                parts.append(mark(x.at(fate.at_s), y, kind, _told(fate)))
+    for tick in range(0, int(seconds) + 1, _tick(seconds)):
+        parts.append(text(x.at(tick), bottom + 8, f"{tick} s", "small", "middle"))
+    parts += legend(14, FATE_WORDS, lambda lx, ly, kind: mark(lx, ly, kind, FATE_WORDS[kind]))
+    return svg(bottom + 16, parts, f"{run.policy} on {run.trace}: link and requests over time")
+
+
+def _tick(seconds: float) -> int:
+    return next((step for step in (5, 10, 30, 60, 120, 300, 600) if seconds / step <= 20), 1800)
+
+
+def _most_kbps(run: PolicyRun) -> float:
+    return max([moment.capacity_kbps for moment in run.link], default=0.0) or 1.0
+
+
+def _capacity(run: PolicyRun, x: Axis, y: Axis) -> list[str]:
+    points = [(x.at(moment.t_s), y.at(moment.capacity_kbps)) for moment in run.link]
+    if not points:
+        return []
+    path = f"M{points[0][0]:.1f} {y.start:.1f}" + "".join(f"L{px:.1f} {py:.1f}" for px, py in points)
+    path += f"L{points[-1][0]:.1f} {y.start:.1f}Z"
+    return [
+        f'<path d="{path}" class="capacity"/>',
+        text(_LEFT - 8, y.end + 10, f"{y.high / 1e3:.1f}", "small", "end"),
+        text(_LEFT - 8, y.end + 24, "Mbit/s", "small", "end"),
+        text(_LEFT - 8, y.start, "0", "small", "end"),
+    ]
+
+
+def _belief(run: PolicyRun, x: Axis, y: float) -> list[str]:
+    """A strip: what the vehicle took the link for. Absent where a policy does not look."""
+    parts: list[str] = []
+    moments = run.link
+    start = 0
+    for i in range(1, len(moments) + 1):
+        if i == len(moments) or moments[i].believed != moments[start].believed:
+            state = moments[start].believed
+            end_s = moments[i].t_s if i < len(moments) else moments[-1].t_s
+            if state:
+                left = x.at(moments[start].t_s)
+                parts.append(
+                    box(left, y, x.at(end_s) - left, 10, f"believed {state}", f"the vehicle believes: {state}")
+                )
+            start = i
+    label = "believed" if parts else "not watched"
+    return [*parts, text(_LEFT - 8, y + 9, label, "small", "end")]
+
+
+def _told(fate: Fate) -> str:
+    ways = " → ".join(f"{one.get('engine')} {one.get('outcome')}" for one in fate.attempts)
+    return f"{fate.item} at {fate.at_s:.1f} s: {fate.outcome} after {fate.total_ms / 1e3:.2f} s; {fate.why}. {ways}"
+
+
+# ---------------------------------------------------------------- figures side by side
+
+
+def ttft_curves(runs: Sequence[PolicyRun]) -> str:
+    """Share of all requests whose first token had come by a time; one that never came never counts."""
+    y = Axis(0.0, 1.0, 250.0, 20.0)
+    waits = {run.policy: sorted(f.ttft_ms for f in run.fates if f.ttft_ms is not None) for run in runs}
+    known = [wait for each in waits.values() for wait in each]
+    low, high = (max(1.0, min(known) * 0.8), max(known) * 1.2) if known else (1.0, 10.0)
+    x = Axis(low, high, _LEFT, _WIDTH - _RIGHT - 150, log=True)
+    parts = _grid_y(y, (0.0, 0.25, 0.5, 0.75, 1.0), x, lambda v: f"{v:.0%}")
+    ticks = [m * 10.0**e for e in range(0, 6) for m in (1, 2, 5)]
+    for tick in ticks:
+        if low <= tick <= high:
+            label = f"{tick:g} ms" if tick < 1000 else f"{tick / 1e3:g} s"
+            parts += [
+                line(x.at(tick), y.end, x.at(tick), y.start, "grid"),
+                text(x.at(tick), 266, label, "small", "middle"),
+            ]
+    for number, run in enumerate(runs):
+        n = max(1, len(run.fates))
+        path = f"M{x.start:.1f} {y.start:.1f}"
+        for rank, wait in _thinned(waits[run.policy]):
+            path += f"L{x.at(wait):.1f} {y.at(rank / n):.1f}L{x.at(wait):.1f} {y.at((rank + 1) / n):.1f}"
+        path += f"L{x.end:.1f} {y.at(len(waits[run.policy]) / n):.1f}"
+        parts.append(f'<path d="{path}" class="curve c{number}"/>')
+        parts += [
+            box(x.end + 14, 28 + 22 * number, 14, 4, f"fill c{number}"),
+            text(x.end + 34, 34 + 22 * number, run.policy, "small"),
+        ]
+    return svg(276, parts, "Time to first token: cumulative share of requests")
+
+
+def _thinned(waits: Sequence[float], most: int = 400) -> list[tuple[int, float]]:
+    step = max(1, len(waits) // most)
+    return [(rank, waits[rank]) for rank in range(0, len(waits), step)]
+
+
+def quality_cost(summaries: Sequence[Summary]) -> str:
+    """Accuracy against cost per thousand requests, with 95 % intervals of both."""
+    costs = [1e3 * s.cost_usd.high for s in summaries if not math.isnan(s.cost_usd.high)]
+    x = Axis(0.0, 1.15 * max(costs, default=0.0) or 1.0, _LEFT, _WIDTH - _RIGHT - 150)
+    y = Axis(0.0, 1.0, 250.0, 20.0)
+    parts = _grid_y(y, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), x, lambda v: f"{v:.0%}")
+    for step in range(6):
+        value = x.high * step / 5
+        parts.append(text(x.at(value), 266, f"${value:.3f}", "small", "middle"))
+    for number, one in enumerate(summaries):
+        if one.accuracy.n == 0:
+            continue
+        px, py = x.at(1e3 * one.cost_usd.value), y.at(one.accuracy.value)
+        parts += [
+            line(px, y.at(one.accuracy.low), px, y.at(one.accuracy.high), f"curve c{number}"),
+            line(x.at(1e3 * (one.cost_usd.low or 0)), py, x.at(1e3 * (one.cost_usd.high or 0)), py, f"curve c{number}"),
+            dot(px, py, number, one.policy),
+            box(x.end + 14, 28 + 22 * number, 14, 4, f"fill c{number}"),
+            text(x.end + 34, 34 + 22 * number, one.policy, "small"),
+        ]
+    parts.append(text((x.start + x.end) / 2, 286, "cost per 1,000 requests (assumed price)", "small", "middle"))
+    return svg(292, parts, "Accuracy against cost")
+
+
+def places(summaries: Sequence[Summary]) -> str:
+    """Who answered, as a share of all requests."""
+    parts = []
+    for row, one in enumerate(summaries):
+        y, left = 34.0 + 34 * row, 170.0
+        parts.append(text(160, y + 16, one.policy, "", "end"))
+        lost = one.n - one.by_vehicle - one.by_cloud - one.mixed
+        counts = {"vehicle": one.by_vehicle, "cloud": one.by_cloud, "mixed": one.mixed, "lost": lost}
+        for kind, count in counts.items():
+            width = (_WIDTH - _RIGHT - 170) * count / max(1, one.n)
+            parts.append(box(left, y, width, 22, f"fate {kind} bar", f"{FATE_WORDS[kind]}: {count}"))
+            if width > 34:
+                parts.append(text(left + width / 2, y + 15, str(count), "inside", "middle"))
+            left += width
+    parts += legend(16, FATE_WORDS, lambda x, y, kind: mark(x, y, kind, FATE_WORDS[kind]))
+    return svg(40 + 34 * len(summaries), parts, "Where requests were answered")
+
+
+def shares(points: Sequence[tuple[str, float, float, float, float]]) -> str:
+    """(name, calls, share, low, high) of each way to choose who is asked, in the plane of calls and accuracy share."""
+    known = [value for point in points for value in point[2:] if not math.isnan(value)]
+    y = Axis(min([*known, 0.95]) - 0.02, max([*known, 1.0]) + 0.02, 250.0, 20.0)
+    x = Axis(0.0, 1.0, _LEFT, _WIDTH - _RIGHT - 210)
+    ticks = [v / 20 for v in range(0, 41) if y.low <= v / 20 <= y.high]
+    parts = _grid_y(y, ticks, x, lambda v: f"{v:.0%}")
+    parts += [line(x.start, y.at(0.95), x.end, y.at(0.95), "aim"), line(x.at(0.5), y.start, x.at(0.5), y.end, "aim")]
+    parts += [text(x.at(v / 5), 266, f"{v / 5:.0%}", "small", "middle") for v in range(6)]
+    for number, (name, calls, value, low, high) in enumerate(points):
+        px = x.at(calls)
+        if not math.isnan(low):
+            parts.append(line(px, y.at(low), px, y.at(high), f"curve c{number % 8}"))
+        told = f"{name}: {value:.1%} at {calls:.1%} of the calls"
+        parts.append(dot(px, y.at(value), number % 8, told))
+        parts += [
+            box(x.end + 14, 24 + 20 * number, 14, 4, f"fill c{number % 8}"),
+            text(x.end + 34, 30 + 20 * number, name, "small"),
+        ]
+    parts.append(text((x.start + x.end) / 2, 286, "share of requests that call the strong model", "small", "middle"))
+    return svg(292, parts, "Accuracy as a share of the strong model's, against calls of it")
+
+
+def _grid_y(y: Axis, ticks: Sequence[float], x: Axis, label: Callable[[float], str]) -> list[str]:
+    parts = []
+    for tick in ticks:
+        parts += [
+            line(x.start, y.at(tick), x.end, y.at(tick), "grid"),
+            text(x.start - 8, y.at(tick) + 4, label(tick), "small", "end"),
+        ]
+    return parts

