@@ -121,7 +121,7 @@ class CallReader:
         prose, mark, rest = ("", "", text) if self._held else text.partition("<")
         self._text += mark + rest
         self._held.append(chunk)
-        if prose.strip():
+        if prose:
             yield wire_free(chunk, Delta(content=prose), None)
         if chunk.finish_reason:
             yield from self._call(chunk)
