@@ -41,6 +41,8 @@ from .turn import Turn
 
 # Silence shorter than this says nothing of an engine, whatever limit it broke.
 _TELLING_SILENCE_S = 1.0
+# How often a request that waits for the link looks at it.
+_LINK_POLL_S = 0.05
 # A budget that allows more than this bounds nothing, where the engine's context is not known.
 _LONG_ANSWER_TOKENS = 1 << 15
 
@@ -81,6 +83,7 @@ class Run:
     async def chunks(self) -> AsyncGenerator[ChatChunk, None]:
         """The answer. Raises a :class:`CodriverError` when there is none, or when it was cut and could not go on."""
         try:
+            await self._link_up()
             while (live := self._next()) is not None:
                 try:
                     async with aclosing(self._shaped(live)) as stream:
@@ -100,6 +103,18 @@ class Run:
             raise self._verdict()
         finally:
             await self._drop_held()
+
+    async def _link_up(self) -> None:
+        """Where only the cloud may answer, wait for the link: what is sent into a dead one helps nobody.
+
+        Raises :class:`LinkDown` when it stays down for the whole deadline.
+        """
+        if self._plan.policy != "cloud-only":
+            return
+        while self._lineup.link_down(self._plan.attempts[0].engine):
+            if self._deadline.expired():
+                raise LinkDown("The link to the cloud was down until the deadline; the cloud was not tried.")
+            await self._clock.sleep(min(_LINK_POLL_S, max(0.001, self._deadline.remaining_s())))
 
     # ------------------------------------------------------------ whose turn it is
 

@@ -87,7 +87,7 @@ def test_every_policy_with_every_fault_gives_one_whole_answer_or_an_error(
             assert not got.finishes, (broken, fault)
             alone = policy in ("vehicle-only", "cloud-only") or state == "down"
             assert alone, f"the other engine could have answered: {broken} {fault} {got.error}"
-        if state == "down" and policy != "cloud-only":
+        if state == "down":
             assert c.calls == 0
         if policy == "vehicle-only":
             assert c.calls == 0
@@ -400,9 +400,25 @@ def test_a_draft_is_the_answer_when_the_link_is_down_by_then() -> None:
 def test_what_the_server_says_is_not_taken_for_the_links_fault() -> None:
     got = through_plan(
         plan_of(attempt("c", "cloud", "at_once"), policy="cloud-only"), ask(),
-        Faulty("c", "cloud", fault=Fault("reject")), link=Weather("down"),
+        Faulty("c", "cloud", ttft_s=0.2, fault=Fault("reject")), link=Weather(), schedule=((0.1, "down"),),
     )  # fmt: skip
     assert got.error.code == "upstream_rejected"
+
+
+def test_where_only_the_cloud_may_answer_it_is_asked_once_the_link_is_back() -> None:
+    c = Faulty("c", "cloud")
+    plan = plan_of(attempt("c", "cloud", "at_once"), policy="cloud-only")
+    got = through_plan(plan, ask(), c, link=Weather("down"), schedule=((5.0, "degraded"),))
+    complete(got)
+    assert 5.0 <= got.extension["attempts"][0]["started_ms"] / 1e3 <= 5.1
+
+
+def test_where_only_the_cloud_may_answer_a_link_that_stays_down_is_told() -> None:
+    c = Faulty("c", "cloud")
+    plan = plan_of(attempt("c", "cloud", "at_once"), policy="cloud-only")
+    got = through_plan(plan, ask(), c, link=Weather("down"))
+    assert got.error.message == "The link to the cloud was down until the deadline; the cloud was not tried."
+    assert (c.calls, got.took_s) == (0, pytest.approx(20.0, abs=0.1))
 
 
 # ---------------------------------------------------------------- drafts and gates

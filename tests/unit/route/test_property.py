@@ -154,7 +154,7 @@ def test_the_router_keeps_its_promises(options: Any, fleet: Any, schedule: Any, 
         assert not called & {"c", "d"}
     if "engine" in options:
         assert called <= {options["engine"]}
-    if state == "down" and not schedule and options.get("policy") != "cloud-only":
+    if state == "down" and not schedule:
         assert not called & {"c", "d"}
 
 
