@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -49,6 +48,9 @@ async def main():
     await engine.aclose()
 asyncio.run(main())
 """
+
+
+_GOODBYE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,11 @@ async def child(script: str, setup: Setup, waits: str | None) -> AsyncIterator[t
         yield process.pid, line
     finally:
         process.stdin.close()
-        if process.returncode is None:
-            process.send_signal(signal.SIGKILL)
-        await process.wait()
+        try:
+            await asyncio.wait_for(process.wait(), _GOODBYE_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
 
 @asynccontextmanager

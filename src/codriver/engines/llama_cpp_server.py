@@ -141,6 +141,7 @@ class LlamaServer:
         try:
             response = await expiry.wait(lambda: sending)
         except asyncio.CancelledError:
+            sending.add_done_callback(_close_unread)
             task = asyncio.current_task()
             if self._closed and not (task and task.cancelling()):
                 raise aiohttp.ClientConnectionError("closed") from None
@@ -184,6 +185,12 @@ class LlamaServer:
             self._wait_idle()
         self._server = None  # the wheel's destructor ends the loop and joins its threads
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _close_unread(sending: asyncio.Future[aiohttp.ClientResponse]) -> None:
+    """An answer that began in the moment its reader left: nobody else would close it, and llama.cpp would go on."""
+    if not sending.cancelled() and sending.exception() is None:
+        sending.result().close()
 
 
 def _ask(socket_path: Path, path: str) -> Any:
