@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 
-from codriver.catalogue import Store
 from codriver.core.messages import TokenLogprob, parse_chat
 from codriver.route.config import RouteConfig
 from codriver.route.quality import (
@@ -36,7 +35,7 @@ from .grading import grade
 from .workload import WorkItem
 
 _ANSWER_S = 60.0
-_LEAST_WEIGHT = 0.004
+_LEAST_WEIGHT = 0.01
 _AT_ONCE = 2
 
 
@@ -46,7 +45,7 @@ def calibrate_car(inputs: Inputs, count: int, watch: Watch | None = None, file: 
     Errors: :class:`MissingFile`, :class:`EngineUnavailable` when the vehicle does not start or dies.
     """
     watch = watch or Unwatched()
-    file = file or calibration_file(inputs.vehicle_model, Store())
+    file = file or calibration_file(inputs.vehicle_model)
     items = calibration_items(count, 7, inputs.questions)
     outcomes = asyncio.run(measure(inputs.vehicle_model, items, watch))
     watch.said(f"fitting {len(outcomes)} outcomes")
@@ -113,6 +112,6 @@ def trimmed(found: Calibration, least: float = _LEAST_WEIGHT) -> Calibration:
     """Without weights too small to matter (a word's weight is shared among all words of a request)."""
 
     def cut(model: Logistic) -> Logistic:
-        return Logistic({slot: round(w, 4) for slot, w in sorted(model.weights.items()) if abs(w) >= least})
+        return Logistic({slot: round(w, 3) for slot, w in sorted(model.weights.items()) if abs(w) >= least})
 
     return Calibration(found.model, cut(found.prior), cut(found.gate), found.fit)

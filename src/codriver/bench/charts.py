@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from .drive_outcomes import Fate, PolicyRun, Summary
+from .drive_settings import Window
 
 _WIDTH = 980.0
 _LEFT, _RIGHT = 70.0, 20.0
@@ -59,7 +60,9 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
-def box(x: float, y: float, width: float, height: float, kind: str, told: str = "") -> str:
+def box(frame: tuple[float, float, float, float], kind: str, told: str = "") -> str:
+    """``frame``: left, top, width, height."""
+    x, y, width, height = frame
     title = f"<title>{escape(told)}</title>" if told else ""
     place = f'x="{x:.1f}" y="{y:.1f}" width="{max(0.0, width):.1f}" height="{height:.1f}"'
     return f'<rect {place} class="{kind}">{title}</rect>'
@@ -92,29 +95,29 @@ def legend(y: float, entries: Mapping[str, str], draw: Callable[[float, float, s
 # ---------------------------------------------------------------- the drive over time
 
 
-def timeline(run: PolicyRun, outages: Sequence[tuple[float, float]], seconds: float) -> str:
+def timeline(run: PolicyRun, window: Window) -> str:
     """Capacity of the link, its outages, what the vehicle believed of it, and each request's fate."""
     sources = sorted({fate.source for fate in run.fates})
     top, road = 26.0, 96.0
     lanes = road + 44
     bottom = lanes + 24 * max(1, len(sources))
-    x = Axis(0.0, seconds + 8, _LEFT, _WIDTH - _RIGHT)
+    x = Axis(0.0, window.seconds + 8, 120.0, _WIDTH - _RIGHT)
     parts = [
-        box(x.at(a), top, x.at(b) - x.at(a), bottom - top - 6, "outage", f"no service {a:.1f}–{b:.1f} s")
-        for a, b in outages
+        box((x.at(a), top, x.at(b) - x.at(a), bottom - top - 6), "outage", f"no service {a:.1f}–{b:.1f} s")
+        for a, b in window.outages()
     ]
-    parts += _capacity(run, x, Axis(0.0, _most_kbps(run), road, top))
+    parts += _capacity(window, x, road, top)
     parts += _belief(run, x, road + 8)
     for row, source in enumerate(sources):
         y = lanes + 24 * row
-        parts += [text(_LEFT - 8, y + 4, source, "small", "end"), line(_LEFT, y, _WIDTH - _RIGHT, y, "grid")]
+        parts += [text(x.start - 8, y + 4, source, "small", "end"), line(x.start, y, x.end, y, "grid")]
         for fate in run.fates:
             if fate.source == source:
                 kind = fate_class(fate)
                 end = x.at(fate.at_s + fate.total_ms / 1e3)
                 parts.append(line(x.at(fate.at_s), y, end, y, f"span {kind}"))
                 parts.append(mark(x.at(fate.at_s), y, kind, _told(fate)))
-    for tick in range(0, int(seconds) + 1, _tick(seconds)):
+    for tick in range(0, int(window.seconds) + 1, _tick(window.seconds)):
         parts.append(text(x.at(tick), bottom + 8, f"{tick} s", "small", "middle"))
     parts += legend(14, FATE_WORDS, lambda lx, ly, kind: mark(lx, ly, kind, FATE_WORDS[kind]))
     return svg(bottom + 16, parts, f"{run.policy} on {run.trace}: link and requests over time")
@@ -124,22 +127,28 @@ def _tick(seconds: float) -> int:
     return next((step for step in (5, 10, 30, 60, 120, 300, 600) if seconds / step <= 20), 1800)
 
 
-def _most_kbps(run: PolicyRun) -> float:
-    return max([moment.capacity_kbps for moment in run.link], default=0.0) or 1.0
-
-
-def _capacity(run: PolicyRun, x: Axis, y: Axis) -> list[str]:
-    points = [(x.at(moment.t_s), y.at(moment.capacity_kbps)) for moment in run.link]
-    if not points:
-        return []
-    path = f"M{points[0][0]:.1f} {y.start:.1f}" + "".join(f"L{px:.1f} {py:.1f}" for px, py in points)
-    path += f"L{points[-1][0]:.1f} {y.start:.1f}Z"
+def _capacity(window: Window, x: Axis, base: float, top: float) -> list[str]:
+    """The trace's own capacity towards the vehicle, in means over about a thousandth of the plot."""
+    step_s = max(0.2, (x.high - x.low) / 1000)
+    times_s = [step_s * i for i in range(int(x.high / step_s) + 1)]
+    kbps = [_mean_kbps(window, at_s, step_s) for at_s in times_s]
+    y = Axis(0.0, max(kbps) or 1.0, base, top)
+    path = f"M{x.start:.1f} {base:.1f}"
+    path += "".join(f"L{x.at(at_s):.1f} {y.at(value):.1f}" for at_s, value in zip(times_s, kbps, strict=True))
     return [
-        f'<path d="{path}" class="capacity"/>',
-        text(_LEFT - 8, y.end + 10, f"{y.high / 1e3:.1f}", "small", "end"),
-        text(_LEFT - 8, y.end + 24, "Mbit/s", "small", "end"),
-        text(_LEFT - 8, y.start, "0", "small", "end"),
+        f'<path d="{path}L{x.at(times_s[-1]):.1f} {base:.1f}Z" class="capacity"/>',
+        text(x.start - 8, top + 10, f"{y.high / 1e3:.1f}", "small", "end"),
+        text(x.start - 8, top + 24, "Mbit/s", "small", "end"),
+        text(x.start - 8, base, "0", "small", "end"),
     ]
+
+
+def _mean_kbps(window: Window, at_s: float, length_s: float) -> float:
+    trace = window.trace
+    moments = range(max(1, round(1e3 * length_s / trace.step_ms)))
+    first_ms = 1e3 * (window.start_s + at_s)
+    total = sum(trace.capacity_bytes("down", first_ms + i * trace.step_ms) for i in moments)
+    return total * 8 / (len(moments) * trace.step_ms)
 
 
 def _belief(run: PolicyRun, x: Axis, y: float) -> list[str]:
@@ -154,11 +163,11 @@ def _belief(run: PolicyRun, x: Axis, y: float) -> list[str]:
             if state:
                 left = x.at(moments[start].t_s)
                 parts.append(
-                    box(left, y, x.at(end_s) - left, 10, f"believed {state}", f"the vehicle believes: {state}")
+                    box((left, y, x.at(end_s) - left, 10), f"believed {state}", f"the vehicle believes: {state}")
                 )
             start = i
     label = "believed" if parts else "not watched"
-    return [*parts, text(_LEFT - 8, y + 9, label, "small", "end")]
+    return [*parts, text(x.start - 8, y + 9, label, "small", "end")]
 
 
 def _told(fate: Fate) -> str:
@@ -193,7 +202,7 @@ def ttft_curves(runs: Sequence[PolicyRun]) -> str:
         path += f"L{x.end:.1f} {y.at(len(waits[run.policy]) / n):.1f}"
         parts.append(f'<path d="{path}" class="curve c{number}"/>')
         parts += [
-            box(x.end + 14, 28 + 22 * number, 14, 4, f"fill c{number}"),
+            box((x.end + 14, 28 + 22 * number, 14, 4), f"fill c{number}"),
             text(x.end + 34, 34 + 22 * number, run.policy, "small"),
         ]
     return svg(276, parts, "Time to first token: cumulative share of requests")
@@ -221,7 +230,7 @@ def quality_cost(summaries: Sequence[Summary]) -> str:
             line(px, y.at(one.accuracy.low), px, y.at(one.accuracy.high), f"curve c{number}"),
             line(x.at(1e3 * (one.cost_usd.low or 0)), py, x.at(1e3 * (one.cost_usd.high or 0)), py, f"curve c{number}"),
             dot(px, py, number, one.policy),
-            box(x.end + 14, 28 + 22 * number, 14, 4, f"fill c{number}"),
+            box((x.end + 14, 28 + 22 * number, 14, 4), f"fill c{number}"),
             text(x.end + 34, 34 + 22 * number, one.policy, "small"),
         ]
     parts.append(text((x.start + x.end) / 2, 286, "cost per 1,000 requests (assumed price)", "small", "middle"))
@@ -238,7 +247,7 @@ def places(summaries: Sequence[Summary]) -> str:
         counts = {"vehicle": one.by_vehicle, "cloud": one.by_cloud, "mixed": one.mixed, "lost": lost}
         for kind, count in counts.items():
             width = (_WIDTH - _RIGHT - 170) * count / max(1, one.n)
-            parts.append(box(left, y, width, 22, f"fate {kind} bar", f"{FATE_WORDS[kind]}: {count}"))
+            parts.append(box((left, y, width, 22), f"fate {kind} bar", f"{FATE_WORDS[kind]}: {count}"))
             if width > 34:
                 parts.append(text(left + width / 2, y + 15, str(count), "inside", "middle"))
             left += width
@@ -247,26 +256,20 @@ def places(summaries: Sequence[Summary]) -> str:
 
 
 def shares(points: Sequence[tuple[str, float, float, float, float]]) -> str:
-    """(name, calls, share, low, high) of each way to choose who is asked, in the plane of calls and accuracy share."""
+    """(name, calls, share, low, high) of each way to choose who is asked: accuracy as a share of the strong model's."""
     known = [value for point in points for value in point[2:] if not math.isnan(value)]
-    y = Axis(min([*known, 0.95]) - 0.02, max([*known, 1.0]) + 0.02, 250.0, 20.0)
-    x = Axis(0.0, 1.0, _LEFT, _WIDTH - _RIGHT - 210)
-    ticks = [v / 20 for v in range(0, 41) if y.low <= v / 20 <= y.high]
-    parts = _grid_y(y, ticks, x, lambda v: f"{v:.0%}")
-    parts += [line(x.start, y.at(0.95), x.end, y.at(0.95), "aim"), line(x.at(0.5), y.start, x.at(0.5), y.end, "aim")]
-    parts += [text(x.at(v / 5), 266, f"{v / 5:.0%}", "small", "middle") for v in range(6)]
+    x = Axis(min([*known, 0.93]) - 0.01, max([*known, 1.0]) + 0.01, 200.0, _WIDTH - _RIGHT - 150)
+    bottom = 20.0 + 26 * len(points)
+    ticks = [v / 20 for v in range(0, 41) if x.low <= v / 20 <= x.high]
+    parts = [line(x.at(v), 10, x.at(v), bottom, "aim" if v == 0.95 else "grid") for v in ticks]
+    parts += [text(x.at(v), bottom + 16, f"{v:.0%}", "small", "middle") for v in ticks]
     for number, (name, calls, value, low, high) in enumerate(points):
-        px = x.at(calls)
-        if not math.isnan(low):
-            parts.append(line(px, y.at(low), px, y.at(high), f"curve c{number % 8}"))
-        told = f"{name}: {value:.1%} at {calls:.1%} of the calls"
-        parts.append(dot(px, y.at(value), number % 8, told))
-        parts += [
-            box(x.end + 14, 24 + 20 * number, 14, 4, f"fill c{number % 8}"),
-            text(x.end + 34, 30 + 20 * number, name, "small"),
-        ]
-    parts.append(text((x.start + x.end) / 2, 286, "share of requests that call the strong model", "small", "middle"))
-    return svg(292, parts, "Accuracy as a share of the strong model's, against calls of it")
+        y = 24.0 + 26 * number
+        colour = number % 8
+        parts += [text(x.start - 12, y + 4, name, "", "end"), line(x.at(low), y, x.at(high), y, f"curve c{colour}")]
+        parts.append(dot(x.at(value), y, colour, f"{name}: {value:.1%} at {calls:.1%} of the calls"))
+        parts.append(text(x.end + 12, y + 4, f"{value:.1%} at {calls:.1%} calls", "small"))
+    return svg(bottom + 24, parts, "Accuracy as a share of the strong model's, and the calls it took")
 
 
 def _grid_y(y: Axis, ticks: Sequence[float], x: Axis, label: Callable[[float], str]) -> list[str]:

@@ -24,7 +24,7 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
     ("accuracy", "Right and in time, as a share of the requests that can be wrong. Small talk cannot and is left out."),
     ("cloud calls", "Share of requests for which the cloud was tried, whether its answer was used or not."),
     ("first token p50 / p95", "Time until the first word, median and 95th percentile, of requests that got one."),
-    ("cost", "Per 1,000 requests at the assumed price, with every cloud attempt counted."),
+    ("cost per 1,000", "Per 1,000 requests at the assumed price, with every cloud attempt counted."),
     ("vehicle / cloud / mixed", "Requests answered in time by each; mixed: one began and another finished."),
     ("failovers", "Answers that one engine began and another had to take over."),
     ("what went wrong", "Requests not answered in time, by what became of them."),
@@ -72,13 +72,25 @@ def page(result: DriveResult) -> str:
 
 
 def _lead(result: DriveResult) -> str:
-    told = [f"Link: {window.told()}." for window in result.windows.values()]
+    told = link_sentences(result)
     if result.mode == "live":
         told.append(
             f"{result.settings.count} requests per policy at {result.settings.requests_per_minute:g} a minute, the "
             f"same at the same times for each (seed {result.settings.seed})."
         )
     return "".join(f"<p>{escape(sentence)}</p>" for sentence in told)
+
+
+def link_sentences(result: DriveResult) -> list[str]:
+    """Which part of which trace was the link."""
+    if result.mode == "live":
+        return [f"Link: {window.told()}." for window in result.windows.values()]
+    return [
+        f"Link: all of {window.trace.name}, again and again, from second {window.start_s:g} on: "
+        f"{sum(end - start for start, end in window.trace.outages()):.0f} s of {window.trace.duration_s:g} are outages "
+        "of a second or more."
+        for window in result.windows.values()
+    ]
 
 
 def _section(result: DriveResult, case: str) -> str:
@@ -92,7 +104,7 @@ def _section(result: DriveResult, case: str) -> str:
     if result.mode == "live" and window is not None:
         parts.append("<h3>The drive, request by request</h3>")
         for run in runs:
-            parts += [f"<h4>{escape(run.policy)}</h4>", charts.timeline(run, window.outages(), window.seconds)]
+            parts += [f"<h4>{escape(run.policy)}</h4>", charts.timeline(run, window)]
         parts.append(
             "<p class='small'>Grey area: the link's capacity; shaded: no service for a second or more; strip: what the "
             "vehicle believed (green up, yellow degraded, red down). A mark stands where a request was asked, its line "
@@ -114,7 +126,8 @@ def percent(figure: Figure) -> str:
     """``83.3 % (74–90)``, or a dash."""
     if figure.n == 0 or math.isnan(figure.value):
         return "–"
-    return f"{100 * figure.value:.1f} % ({100 * figure.low:.0f}–{100 * figure.high:.0f})"
+    places = 1 if figure.n >= 1000 else 0
+    return f"{100 * figure.value:.1f} % ({100 * figure.low:.{places}f}–{100 * figure.high:.{places}f})"
 
 
 def milliseconds(figure: Figure) -> str:
@@ -174,7 +187,8 @@ def _signals(signals: Sequence[Signal]) -> str:
     return (
         f"{charts.shares(points)}<div class='wide'>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-        "<p class='small'>Dashed: 95 % of the strong model's accuracy, and half of its calls. Brackets: 95 % bootstrap "
+        "<p class='small'>Dashed: 95 % of the strong model's accuracy; the aim is to reach it with under half of "
+        "its calls. Brackets: 95 % bootstrap "
         "interval. The router's threshold was set on other requests than those it is judged on.</p>"
     )
 

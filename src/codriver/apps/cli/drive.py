@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +12,14 @@ from rich.console import Console
 
 from codriver.bench.calibrating import calibrate_car
 from codriver.bench.drive import CutShort, live, replay, report_rows
-from codriver.bench.drive_inputs import CLOUD_TIMES, LIVE_ENTRIES, Inputs
+from codriver.bench.drive_inputs import CLOUD_TIMES, LIVE_ENTRIES, Inputs, calibration_file
 from codriver.bench.drive_result import DriveResult
-from codriver.bench.drive_settings import POLICIES, DriveSettings
+from codriver.bench.drive_settings import POLICIES, DriveSettings, window
 from codriver.bench.report import write
-from codriver.catalogue import CatalogueConfig
-from codriver.core.errors import BadConfigValue
+from codriver.core.config import load
+from codriver.core.errors import BadConfigValue, SetupError
 
+from ..settings import VehicleConfig
 from .drive_screen import Lines, Screen, print_result
 from .fetch import fetch_missing
 
@@ -43,15 +46,23 @@ def drive(
     console = Console(stderr=True)
     settings = drive_settings(trace, policy, length_s(seconds, minutes), start)
     settings = settings_with(settings, requests_per_minute, seed)
-    fetch_missing([CLOUD_TIMES] if replayed else LIVE_ENTRIES, CatalogueConfig())
+    for name in settings.traces:
+        window(name, settings)  # a mistake is told before anything is fetched
+    files = load(VehicleConfig, None, os.environ).catalogue
+    fetch_missing([CLOUD_TIMES] if replayed else LIVE_ENTRIES, files)
     if calibrate:
         with _screen(console) as screen:
-            told = calibrate_car(Inputs.find(), most or 300, screen)
+            inputs = Inputs.find(files.store(), files.catalogue())
+            own = calibration_file(inputs.vehicle_model, files.store())
+            told = calibrate_car(inputs, most or 300, screen, own)
         typer.echo(told)
         return
     try:
         with _screen(console) as screen:
-            result = replay(settings, most, screen) if replayed else live(settings, screen)
+            if replayed:
+                result = replay(settings, most, screen, files.store().path(files.catalogue().entry(CLOUD_TIMES)))
+            else:
+                result = live(settings, screen, Inputs.find(files.store(), files.catalogue()))
     except CutShort as short:
         _tell(short.result, report, json_file)
         raise short.cause from None
@@ -62,7 +73,10 @@ def _tell(result: DriveResult, report: Path, json_file: Path | None) -> None:
     # The table first: a report that cannot be written must not cost the figures.
     print_result(result, Console())
     if json_file is not None:
-        report_rows(result).write_json(json_file)
+        try:
+            report_rows(result).write_json(json_file)
+        except OSError as error:
+            raise SetupError(f"The figures {json_file} cannot be written: {error.strerror}.", param="json") from error
     write(result, report)
     typer.echo(f"Report: {report.absolute()}")
 
@@ -93,6 +107,4 @@ def drive_settings(
 
 
 def settings_with(settings: DriveSettings, requests_per_minute: float, seed: int) -> DriveSettings:
-    from dataclasses import replace
-
     return replace(settings, requests_per_minute=requests_per_minute, seed=seed)

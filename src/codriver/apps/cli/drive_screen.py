@@ -13,7 +13,7 @@ from rich.text import Text
 
 from codriver.bench.drive_outcomes import PolicyRun, Summary, summarise
 from codriver.bench.drive_result import DriveResult, Signal
-from codriver.bench.report import cells, headings, percent
+from codriver.bench.report import cells, headings, link_sentences, percent
 
 _LINK_STYLE = {"up": "green", "degraded": "yellow", "down": "red", "": "dim"}
 _EVERY_S = 10.0
@@ -139,8 +139,8 @@ def print_result(result: DriveResult, console: Console) -> None:
     """The table at the end, one per trace or set."""
     if result.partial:
         console.print("This drive was cut short: the figures are of the part that was driven.", style="yellow")
-    for part in result.windows.values():
-        console.print(f"Link: {part.told()}.", highlight=False, soft_wrap=True)
+    for sentence in link_sentences(result):
+        console.print(sentence, highlight=False, soft_wrap=True)
     summaries = result.summaries()
     for case in result.cases():
         table = Table(title=case, title_justify="left")
