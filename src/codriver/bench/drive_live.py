@@ -101,9 +101,7 @@ class LiveDrive:
         try:
             # It computes on the car's cores, which no real cloud does: the vehicle must come first on them.
             await cloud.start(niceness=5)
-            url = await cloud.ready(clock=self._clock)
-            self._watch.said("warming the cloud up")
-            await self._warm_up(url, "cloud", cloud)
+            await cloud.ready(clock=self._clock)
             yield cloud
         finally:
             await asyncio.shield(cloud.stop())
@@ -148,6 +146,9 @@ class LiveDrive:
     ) -> None:
         run = PolicyRun(policy=how.title, trace=part.trace.name, fates=[], planned=len(asked))
         async with AsyncExitStack() as stack:
+            # Before every policy: each is to meet a cloud that is alive and has the same prefixes at hand.
+            self._watch.said(f"{how.title}: warming the cloud up")
+            await self._warm_up(cloud.url, "cloud", cloud)
             self._watch.said(f"{how.title}: starting the vehicle")
             # The link is forced up while the vehicle boots, then begins again at the window's start.
             boot = self._shaper(part, cloud)
