@@ -15,7 +15,7 @@ import pytest
 
 from tests import model_files
 
-# As the llama_cpp engine does; here before any test imports the wheel, on cores shared with other work.
+# As the llama_cpp engine does on few cores; here before any test imports the wheel.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parents[1]

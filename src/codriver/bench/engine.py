@@ -1,9 +1,9 @@
 """What the embedded engines do with one model file: time to the first token, prefill, decode, memory.
 
 Beside ``llama_cpp`` through its contract stand a plain llama.cpp server from the same wheel (own process, bare HTTP,
-OpenMP waiting passively as with us; in the full run once more as it comes, spinning) and, where installed, OpenVINO on
-the same file with its agreement. Each round measures every system in turn. The ceiling of decode is memory bandwidth
-over the file's size.
+the same threads; in the full run once more as it comes, spinning on every core) and, where installed, OpenVINO on the
+same file with its agreement. Each round measures every system in turn. The ceiling of decode is memory bandwidth over
+the file's size.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from .engine_systems import (
 from .rows import Report, Row
 
 OURS, OPENVINO = "codriver", "codriver, openvino"
-_PLAIN, _PASSIVE = "llama.cpp server", "llama.cpp server, passive waits"
+_EVERY, _SAME = "llama.cpp server, every core", "llama.cpp server, our threads"
 _MODEL = "smollm2-135m-instruct-q4_1"
 _WORDS = (
     *("river", "stone", "window", "garden", "music", "silver", "yellow"),
@@ -70,27 +71,31 @@ def run(quick: bool = False, model: Path | None = None) -> Report:
     """
     file = model or Store().path(Catalogue.load().entry(_MODEL))
     begun = datetime.now(UTC).isoformat(timespec="seconds")
-    rows = asyncio.run(_measure(Setup(file), rounds=1 if quick else 5, tokens=48 if quick else 128))
+    rows = asyncio.run(_measure(Setup(file), quick))
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}"
     return Report("engine", machine, begun, rows)
 
 
-async def _measure(setup: Setup, rounds: int, tokens: int) -> list[Row]:
+async def _measure(setup: Setup, quick: bool) -> list[Row]:
+    rounds, first_rounds, tokens = (3, 1, 32) if quick else (9, 5, 96)
     samples: Samples = defaultdict(list)
     notes: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="codriver-bench-") as folder:
-        await _restarts(setup, Path(folder), samples, rounds)
+        await _restarts(setup, Path(folder), samples, first_rounds)
         async with AsyncExitStack() as stack:
-            systems = await _open(stack, setup, notes, quick=rounds == 1)
+            systems = await _open(stack, setup, notes, quick)
             for number in range(rounds):
-                for system in systems[number % len(systems) :] + systems[: number % len(systems)]:
+                turn = systems[number % len(systems) :] + systems[: number % len(systems)]
+                for system in turn if number < first_rounds else []:
                     await _first_tokens(system, number, samples)
-                    for streams in (1, 2, 4):
+                # Close together in time, so that what else the machine does meets all of them.
+                for streams in (1, 2, 4):
+                    for system in turn:
                         await _decode(system, streams, tokens, samples)
             await _memory(setup, systems, samples)
             rows = _rows(samples)
             if not notes:
-                rows += await _agreement(systems, _QUESTIONS if rounds > 1 else _QUESTIONS[:4])
+                rows += await _agreement(systems, _QUESTIONS[:4] if quick else _QUESTIONS)
     rows += [Row(OPENVINO, "all", "left out", 0.0, "", 0, note=notes["openvino"])] if notes else []
     return rows + _ceiling(setup.model)
 
@@ -102,9 +107,11 @@ async def _open(stack: AsyncExitStack, setup: Setup, notes: dict[str, str], quic
     ours = await LlamaCpp.start(_config(setup, None))
     stack.push_async_callback(ours.aclose)
     systems: list[System] = [EngineSystem(OURS, ours)]
-    systems.append(await stack.enter_async_context(plain_server(_PASSIVE, setup, "passive")))
+    systems.append(await stack.enter_async_context(plain_server(_SAME, setup, os.environ.get("OMP_WAIT_POLICY"))))
     if not quick:  # on cores that are shared, this one alone would take minutes
-        systems.append(await stack.enter_async_context(plain_server(_PLAIN, setup, None)))
+        cores = len(os.sched_getaffinity(0))
+        every = replace(setup, threads=(cores, cores))
+        systems.append(await stack.enter_async_context(plain_server(_EVERY, every, None)))
     reason = ENGINES.why_not("openvino")
     if reason is None:
         from codriver.engines.openvino import OpenVino, OpenVinoConfig
@@ -114,7 +121,6 @@ async def _open(stack: AsyncExitStack, setup: Setup, notes: dict[str, str], quic
             model=setup.model,
             slots=setup.slots,
             context_tokens=setup.context_tokens,
-            threads=setup.threads,
             batch_tokens=setup.batch_tokens,
         )
         try:
@@ -134,7 +140,6 @@ def _config(setup: Setup, prefix_dir: Path | None) -> LlamaCppConfig:
         model=setup.model,
         slots=setup.slots,
         context_tokens=setup.context_tokens,
-        threads=setup.threads,
         batch_tokens=setup.batch_tokens,
         prefix=({"role": "system", "content": _text("prefix", 500)},) if prefix_dir else (),
         prefix_dir=prefix_dir,
@@ -167,10 +172,10 @@ async def _restarts(setup: Setup, folder: Path, samples: Samples, rounds: int) -
         samples[OURS, kept, "cached tokens", "tokens"].append(heard.cached_tokens)
     for _ in range(rounds):
         begun_s = time.perf_counter()
-        async with plain_server(_PASSIVE, setup, "passive") as server:
-            samples[_PASSIVE, "no prefix", "start", "ms"].append((time.perf_counter() - begun_s) * 1e3)
+        async with plain_server(_SAME, setup, os.environ.get("OMP_WAIT_POLICY")) as server:
+            samples[_SAME, "no prefix", "start", "ms"].append((time.perf_counter() - begun_s) * 1e3)
             heard = await server.ask(chat_body(_prefixed("Who are you?"), 4))
-            samples[_PASSIVE, "no prefix", "ttft after restart", "ms"].append(heard.ttft_ms)
+            samples[_SAME, "no prefix", "ttft after restart", "ms"].append(heard.ttft_ms)
 
 
 async def _first_tokens(system: System, number: int, samples: Samples) -> None:
@@ -234,13 +239,13 @@ def _rows(samples: Samples) -> list[Row]:
     for streams in (1, 2, 4):
         case = f"{streams} streams"
         key = (case, "decode", "tokens/s")
-        ratios = [own / rival for own, rival in zip(samples[OURS, *key], samples[_PASSIVE, *key], strict=False)]
+        ratios = [own / rival for own, rival in zip(samples[OURS, *key], samples[_SAME, *key], strict=False)]
         rows.append(
             Row(
                 *(OURS, case, "decode against llama.cpp", statistics.median(ratios), "ratio", len(ratios)),
                 low=min(ratios),
                 high=max(ratios),
-                note="round by round, same wheel and wait policy",
+                note="round by round, same wheel, threads and waits",
             )
         )
     cold, warm = middle[OURS, "cold, ~512 tokens", "ttft"], middle[OURS, "warm prefix, ~512 tokens", "ttft"]

@@ -20,14 +20,15 @@ from codriver.core.engine import Engine
 from codriver.core.errors import EngineUnavailable
 from codriver.core.messages import Usage, parse_chat
 from codriver.core.wire import SseParser, decode_chunk
+from codriver.engines.llama_cpp_server import thread_counts
 
 # The rival: nothing but the wheel, its own HTTP server, and the settings that any comparison has to fix.
 _PLAIN_SERVER = """
 import sys, time, xllamacpp
 p = xllamacpp.CommonParams()
-p.model.path, slots, context, threads, batch = sys.argv[1], *map(int, sys.argv[2:6])
+p.model.path, slots, context, single, many, batch = sys.argv[1], *map(int, sys.argv[2:7])
 p.hostnames, p.port, p.n_parallel, p.n_ctx = ["127.0.0.1"], 0, slots, slots * context
-p.cpuparams.n_threads = p.cpuparams_batch.n_threads = threads
+p.cpuparams.n_threads, p.cpuparams_batch.n_threads = single, many
 p.n_batch = p.n_ubatch = batch
 p.use_jinja, p.warmup, p.verbosity = True, True, 0
 server = xllamacpp.Server(p)
@@ -40,9 +41,9 @@ from pathlib import Path
 from codriver.engines.llama_cpp import LlamaCpp
 from codriver.engines.llama_cpp_config import LlamaCppConfig
 async def main():
-    slots, context, threads, batch = map(int, sys.argv[2:6])
+    slots, context, _, _, batch = map(int, sys.argv[2:7])
     engine = await LlamaCpp.start(LlamaCppConfig(
-        model=Path(sys.argv[1]), slots=slots, context_tokens=context, threads=threads, batch_tokens=batch))
+        model=Path(sys.argv[1]), slots=slots, context_tokens=context, batch_tokens=batch))
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await engine.aclose()
@@ -55,16 +56,16 @@ _GOODBYE_S = 5.0
 
 @dataclass(frozen=True)
 class Setup:
-    """What every system is started with."""
+    """What every system is started with. ``threads``: for one token at a time, and for batches."""
 
     model: Path
     slots: int = 4
     context_tokens: int = 2048
-    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    threads: tuple[int, int] = field(default_factory=thread_counts)
     batch_tokens: int = 512
 
     def arguments(self) -> list[str]:
-        numbers = (self.slots, self.context_tokens, self.threads, self.batch_tokens)
+        numbers = (self.slots, self.context_tokens, *self.threads, self.batch_tokens)
         return [str(self.model), *map(str, numbers)]
 
 

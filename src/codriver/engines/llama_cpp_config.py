@@ -19,7 +19,7 @@ class LlamaCppConfig:
     locality: Literal["vehicle", "cloud"] = setting("vehicle", "Where the engine runs.")
     context_tokens: int = setting(2048, "Context of one conversation, in tokens.", least=64)
     slots: int = setting(4, "Conversations that are answered at once.", least=1, most=64)
-    threads: int = setting(0, "Threads that compute; 0 means every core this process may use.", least=0)
+    threads: int = setting(0, "Threads that compute; 0 leaves one core to others.", least=0)
     batch_tokens: int = setting(
         256, "Prompt tokens per step; a prompt that is being read can be cancelled between steps.", least=32, most=4096
     )

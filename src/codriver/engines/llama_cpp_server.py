@@ -2,8 +2,10 @@
 
 Three things about the wheel that this file hides: its constructor blocks until the model is loaded (a thread waits), it
 installs SIGINT and SIGTERM handlers of its own (the process's are put back), and its OpenMP threads spin at barriers.
-On cores shared with anything else, spinning made a token take 40 to 600 ms instead of 15; waiting passively costs
-nothing measurable on idle cores, so it is the default here unless the environment says otherwise.
+A car's cores are shared, and two threads that spin on two cores fell from 120 tokens/s to 42 with one stream, and from
+171 to 12 with four, when one other process was busy. One decoding thread and passive waits give 94 and 100 either way:
+the default on two cores or fewer. On more, one core is left to others and OpenMP keeps its default. ``OMP_WAIT_POLICY``
+in the environment overrides the waits, the setting ``threads`` the count.
 The rule kept here: after ``aclose`` no thread, socket or folder is left.
 """
 
@@ -36,6 +38,7 @@ from .openai_link import Expiry
 _SOCKET = "s.sock"  # llama.cpp takes a host name with this ending for a socket's path
 _SOCKET_PATH_LIMIT = 100  # bytes; the kernel's is 108
 _DRAIN_S = 10.0
+_FEW_CORES = 2
 _SIGACTION_BYTES = 512  # more than any platform's struct sigaction
 _loading = threading.Lock()
 
@@ -55,8 +58,9 @@ def kept_signals() -> Iterator[None]:
 
 
 def wheel() -> Any:
-    """The ``xllamacpp`` module, its threads set to wait passively unless the environment says otherwise."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    """The ``xllamacpp`` module; how its threads wait is settled when it is first imported."""
+    if len(os.sched_getaffinity(0)) <= _FEW_CORES:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import xllamacpp
 
     return xllamacpp
@@ -204,6 +208,15 @@ def _ask(socket_path: Path, path: str) -> Any:
         return msgspec.json.decode(connection.getresponse().read())
 
 
+def thread_counts(threads: int = 0) -> tuple[int, int]:
+    """Threads for one token at a time and for batches, by the setting ``threads`` (0: chosen here)."""
+    if threads:
+        return threads, threads
+    cores = len(os.sched_getaffinity(0))
+    spare_one = max(1, cores - 1)
+    return spare_one, cores if cores <= _FEW_CORES else spare_one
+
+
 def parameters(module: Any, config: LlamaCppConfig) -> Any:
     """llama.cpp's parameters for ``config``, transport left out."""
     params = module.CommonParams()
@@ -211,8 +224,7 @@ def parameters(module: Any, config: LlamaCppConfig) -> Any:
     params.model_alias = {config.id}
     params.n_parallel = config.slots
     params.n_ctx = config.slots * config.context_tokens
-    threads = config.threads or len(os.sched_getaffinity(0))
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.cpuparams.n_threads, params.cpuparams_batch.n_threads = thread_counts(config.threads)
     params.n_batch = params.n_ubatch = config.batch_tokens
     kind = getattr(module.ggml_type, f"GGML_TYPE_{config.kv_type.upper()}")
     params.cache_type_k = params.cache_type_v = kind

@@ -34,6 +34,7 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self._free = [Slot(index) for index in range(count)]
+        self._busy: set[int] = set()
         self._turn = itertools.count(1)
 
     def mark_all(self) -> None:
@@ -42,25 +43,36 @@ class Slots:
             slot.has_prefix = True
 
     def take(self, history: History, prefixed: bool) -> Slot:
-        """The free slot with the longest common beginning; then a fitting prefix; then the one used longest ago."""
+        """The free slot with the longest common beginning; among equals one whose prefix fits, then one beside a busy
+        slot (llama.cpp computes only neighbours in one batch), then the one used longest ago.
+        """
         best = max(
             self._free,
-            key=lambda slot: (common(slot.history, history), slot.has_prefix == prefixed, -slot.used),
+            key=lambda slot: (
+                common(slot.history, history),
+                slot.has_prefix == prefixed,
+                not self._busy.isdisjoint((slot.id - 1, slot.id + 1)),
+                -slot.used,
+            ),
         )
         self._free.remove(best)
+        self._busy.add(best.id)
         best.history = history
         return best
 
     def give(self, slot: Slot) -> None:
         slot.used = next(self._turn)
+        self._busy.discard(slot.id)
         self._free.append(slot)
 
 
 def history_of(request: ChatRequest) -> History:
-    """A digest per message, adapters and tools first; a text completion has one of its prompt's beginning."""
+    """A digest per message, adapters and tools within the first; a completion has one, of its beginning."""
+    adapters = adapters_of(request)
     if request.prompt is not None:
-        return (adapters_of(request), _digest(request.prompt[:256]))
-    return (adapters_of(request), _digest(request.tools), *(_digest(message) for message in request.messages))
+        return (_digest((adapters, request.prompt[:256])),)
+    first = _digest((adapters, request.tools, request.messages[:1]))
+    return (first, *(_digest(message) for message in request.messages[1:]))
 
 
 def adapters_of(request: ChatRequest) -> bytes:

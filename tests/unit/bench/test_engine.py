@@ -22,7 +22,7 @@ def test_time_to_first_token() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    rival = "llama.cpp server, passive waits"
+    rival = "llama.cpp server, our threads"
     samples = {(OURS, f"{n} streams", "decode", "tokens/s"): [10.0, 30.0, 22.0] for n in (1, 2, 4)}
     samples |= {(rival, f"{n} streams", "decode", "tokens/s"): [10.0, 20.0, 20.0] for n in (1, 2, 4)}
     samples[OURS, "cold, ~512 tokens", "ttft", "ms"] = [1000.0]

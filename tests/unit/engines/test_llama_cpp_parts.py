@@ -193,6 +193,15 @@ def test_a_conversation_comes_back_to_its_slot() -> None:
     assert slots.take(history_of(longer), False) is one
 
 
+def test_streams_at_once_sit_side_by_side() -> None:
+    slots = Slots(4)
+    for text in "abcd":  # used in the order 0, 1, 2, 3
+        slots.give(slots.take(history_of(user(text)), False))
+    back = slots.take(history_of(user("c")), False)
+    assert back.id == 2
+    assert slots.take(history_of(user("new")), False).id == 1  # not 0, though that was used longest ago
+
+
 def test_strangers_spare_the_prefix() -> None:
     slots = Slots(2)
     slots.mark_all()
