@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable
+from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,26 +53,25 @@ def for_calibration(item_id: str) -> bool:
 
 
 def drive_items(count: int, seed: int, questions: Path, mix: Mix | None = None) -> tuple[WorkItem, ...]:
-    """``count`` items of the mixed workload, none of them one for calibration."""
-    return _drawn(count, seed, questions, mix, lambda item: not for_calibration(item.id))
+    """``count`` items in the mix's shares, none of them one for calibration."""
+    sources = Sources.read(questions)
+    order = [item.source for item in Workload.mixed(count, seed, sources, mix)]
+    drawn = 4 * count + 50
+    while True:
+        pools: dict[str, deque[WorkItem]] = {}
+        for item in Workload.mixed(drawn, seed, sources, mix):
+            if not for_calibration(item.id):
+                pools.setdefault(item.source, deque()).append(item)
+        if all(len(pools.get(source, ())) >= n for source, n in Counter(order).items()):
+            return tuple(pools[source].popleft() for source in order)
+        drawn *= 2
 
 
 def calibration_items(count: int, seed: int, questions: Path, mix: Mix | None = None) -> tuple[WorkItem, ...]:
     """Up to ``count`` items that no drive asks, each once."""
-    unique = {item.id: item for item in _drawn(3 * count, seed, questions, mix, lambda item: for_calibration(item.id))}
+    drawn = Workload.mixed(12 * count + 50, seed, Sources.read(questions), mix)
+    unique = {item.id: item for item in drawn if for_calibration(item.id)}
     return tuple(unique.values())[:count]
-
-
-def _drawn(
-    count: int, seed: int, questions: Path, mix: Mix | None, keep: Callable[[WorkItem], bool]
-) -> tuple[WorkItem, ...]:
-    sources = Sources.read(questions)
-    drawn = 4 * count + 50
-    while True:
-        found = tuple(item for item in Workload.mixed(drawn, seed, sources, mix) if keep(item))
-        if len(found) >= count:
-            return found[:count]
-        drawn *= 2
 
 
 def data_folder() -> Path:
