@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -14,8 +15,6 @@ from typing import Any
 from rich.console import Console
 
 from codriver.core.errors import ChildDied
-
-from .ports import refuse_taken
 
 _START_S = 180.0
 _STOP_S = 30.0
@@ -33,7 +32,8 @@ class Child:
 
     async def start(self) -> None:
         """Return once it serves. Errors: :class:`ChildDied`."""
-        command = [sys.executable, "-m", "codriver", self.name, *self._arguments, "--ready-file", str(self._ready_file)]
+        told = ["--ready-file", str(self._ready_file), "--parent-pid", str(os.getpid())]
+        command = [sys.executable, "-m", "codriver", self.name, *self._arguments, *told]
         # A group of its own: Ctrl-C reaches only this process, which then ends its children in order.
         self._process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
         ended = asyncio.create_task(self._process.wait())
@@ -53,11 +53,16 @@ class Child:
         assert self._process is not None
         return await self._process.wait()
 
+    def ask_to_end(self) -> None:
+        """SIGTERM: the first lets open answers end, a second cuts them."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+
     async def stop(self) -> None:
-        """SIGTERM, then SIGKILL when it takes too long."""
+        """Ask it to end, and kill it when it takes too long."""
         if self._process is None or self._process.returncode is not None:
             return
-        self._process.terminate()
+        self.ask_to_end()
         try:
             async with asyncio.timeout(_STOP_S):
                 await self._process.wait()
@@ -70,17 +75,23 @@ def up_both(port: int, cloud_url: str | None, cloud_model: str | None, model: st
     """Run both until Ctrl-C or SIGTERM. A cloud that dies is told of and the vehicle goes on; the other way round all
     ends.
     """
-    refuse_taken(port, *([port + 1 if port else 0] if cloud_url is None else []))
     asyncio.run(_up(port, cloud_url, cloud_model, model))
 
 
 async def _up(port: int, cloud_url: str | None, cloud_model: str | None, model: str | None) -> None:
     console = Console(stderr=True, highlight=False)
     stop = asyncio.Event()
+    children: list[Child] = []
+
+    def asked() -> None:
+        if stop.is_set():
+            for child in children:
+                child.ask_to_end()
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, asked)
     with tempfile.TemporaryDirectory(prefix="codriver-up-") as folder:
-        children: list[Child] = []
         try:
             if cloud_url is None:
                 cloud = Child("cloud", ["--port", str(port + 1 if port else 0)], Path(folder))
@@ -97,8 +108,7 @@ async def _up(port: int, cloud_url: str | None, cloud_model: str | None, model: 
                 console.print(_welcome(car.url, cloud_url or ""))
                 await _watch(children, stop, console)
         finally:
-            for child in reversed(children):
-                await child.stop()
+            await asyncio.gather(*(child.stop() for child in reversed(children)))
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from codriver.core.errors import PortInUse
+from codriver.core.errors import BadConfigValue, PortInUse
 
 
 def why_taken(port: int) -> str | None:
@@ -19,8 +19,12 @@ def why_taken(port: int) -> str | None:
 
 
 def refuse_taken(*ports: int) -> None:
-    """Raise :class:`PortInUse` for the first port that is not free: before a model is loaded, not after."""
+    """Raise :class:`PortInUse` for the first port that is not free (before a model is loaded, not after) and
+    :class:`BadConfigValue` for one that does not exist.
+    """
     for port in ports:
+        if not 0 <= port <= 65535:
+            raise BadConfigValue(f"There is no port {port}; allowed: 0 to 65535.", param="port")
         reason = why_taken(port)
         if reason is not None:
             raise PortInUse(

@@ -76,8 +76,15 @@ class VehicleConfig:
 
 
 @dataclass(frozen=True)
+class CloudGateway(GatewayConfig):
+    """The cloud's address on a machine that it shares with a vehicle."""
+
+    port: int = setting(8001, "The port to listen on; 0 takes a free one.", least=0, most=65535)
+
+
+@dataclass(frozen=True)
 class CloudConfig:
-    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    gateway: CloudGateway = field(default_factory=CloudGateway)
     engine: InTheCloud = field(default_factory=InTheCloud)
     catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)

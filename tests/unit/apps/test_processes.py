@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
@@ -27,6 +29,11 @@ def ask(url: str, **options: Any) -> openai.types.chat.ChatCompletion:
 def said(completion: openai.types.chat.ChatCompletion) -> dict[str, Any]:
     extension: dict[str, Any] = completion.model_extra["codriver"] if completion.model_extra else {}
     return extension
+
+
+def metrics(running: Running) -> str:
+    with urllib.request.urlopen(running.url.removesuffix("/v1") + "/metrics") as page:
+        return str(page.read(), "utf-8")
 
 
 @pytest.fixture
@@ -53,11 +60,10 @@ def test_killed_cloud_is_replaced_by_the_vehicle(pair: tuple[Running, Running]) 
 
 def test_local_only_never_reaches_the_cloud(pair: tuple[Running, Running]) -> None:
     vehicle, cloud = pair
-    before = httpx.get(cloud.url.removesuffix("/v1") + "/metrics").text
+    before = metrics(cloud)
     answer = ask(vehicle.url, policy="cloud-first", privacy="local_only")
     assert said(answer)["engine"] == "vehicle"
-    after = httpx.get(cloud.url.removesuffix("/v1") + "/metrics").text
-    assert 'route="/v1/chat/completions"' not in before + after
+    assert 'route="/v1/chat/completions"' not in before + metrics(cloud)
 
 
 def test_a_model_by_name_still_obeys_privacy(pair: tuple[Running, Running]) -> None:
@@ -140,3 +146,16 @@ def test_up_sees_a_taken_port_before_it_starts_anything(tmp_path: Path) -> None:
         )
     assert ended.returncode == 2
     assert f"error [port_in_use]: Port {port} on 127.0.0.1 is not free" in ended.stderr
+
+
+@pytest.mark.parametrize("port", ["65535", "70000"])
+def test_up_needs_ports_that_exist(port: str) -> None:
+    ended = codriver("up", "--port", port, "--model", "a.gguf")
+    assert ended.returncode == 2
+    assert "error [bad_config_value]: There is no port" in ended.stderr
+
+
+def test_a_process_ends_with_the_one_that_started_it(start: Start) -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    vehicle = start("vehicle", "--parent-pid", gone.stdout.decode().strip())
+    assert vehicle.process.wait(timeout=30) == 0

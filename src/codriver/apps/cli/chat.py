@@ -12,7 +12,7 @@ import aiohttp
 import typer
 from rich.console import Console
 
-from codriver.core.errors import EngineDied, EngineUnavailable, UpstreamError
+from codriver.core.errors import BadConfigValue, EngineDied, EngineUnavailable, UpstreamError
 from codriver.core.wire import SseParser
 
 _OFFLINE = "Nothing answers at {url}: start one with `codriver up`, or give its address with --url."
@@ -78,6 +78,8 @@ class Talk:
                 if response.status != 200:
                     raise UpstreamError(await _told(response))
                 await self._show(response, started_s)
+        except aiohttp.InvalidURL as error:
+            raise BadConfigValue(f"'{self._url}' is no address; one looks like http://127.0.0.1:8000/v1.") from error
         except aiohttp.ClientConnectorError as error:
             raise EngineUnavailable(_OFFLINE.format(url=self._url)) from error
         except aiohttp.ClientError as error:
@@ -118,4 +120,4 @@ async def _told(response: aiohttp.ClientResponse) -> str:
     try:
         return str(json.loads(await response.read())["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return f"The server answered with status {response.status}."
+        return f"The server answered with status {response.status}; its address usually ends in /v1."

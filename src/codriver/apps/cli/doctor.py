@@ -51,7 +51,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         table = Table("", "what", "finding", box=None)
         for finding in findings:
             table.add_row(_MARK[finding.state], finding.what, escape(finding.detail))
-        Console(highlight=False).print(table)
+        console = Console(highlight=False)
+        (console if console.is_terminal else Console(highlight=False, width=200)).print(table)
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
 

@@ -51,7 +51,9 @@ def init(
     typer.echo(f"vehicle    {files.vehicle}  {files.vehicle_key}")
     typer.echo("")
     typer.echo("Cloud:   [gateway] tls_cert, tls_key = the cloud's two files; tls_client_ca = the authority")
-    typer.echo("Vehicle: its own two files and the authority, to call the cloud with")
+    typer.echo(
+        "Vehicle: [cloud] tls_cert, tls_key = the vehicle's two files; tls_ca = the authority; url = https://…/v1"
+    )
 
 
 @app.command()

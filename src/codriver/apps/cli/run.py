@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -17,12 +18,14 @@ from codriver.core.errors import BadConfigValue
 from ..both import up_both
 from ..cloud import TABLE as CLOUD
 from ..cloud import Cloud
+from ..ports import refuse_taken
 from ..services import run, write_ready_file
 from ..settings import CloudConfig, VehicleConfig
 from ..vehicle import TABLE as VEHICLE
 from ..vehicle import Vehicle
 from .fetch import fetch_missing
 
+_PARENT_POLL_S = 0.5
 T = TypeVar("T")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; see: codriver config show.")]
@@ -34,6 +37,7 @@ Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a fre
 Model = Annotated[str | None, typer.Option(help="Catalogue name, or the path of a GGUF file.")]
 CloudUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible server that is the cloud.")]
 CloudModel = Annotated[str | None, typer.Option(help="What that server calls its model.")]
+ParentPid = Annotated[int | None, typer.Option(hidden=True, help="End when this process, which started it, is gone.")]
 ReadyFile = Annotated[Path | None, typer.Option(help="Written as JSON (url, pid) once requests are served.")]
 Pull = Annotated[bool, typer.Option("--pull", help="Fetch the model first where it is missing.")]
 
@@ -49,6 +53,7 @@ def vehicle(
     policy: Annotated[str | None, typer.Option(help="Who answers when a request does not say.")] = None,
     pull: Pull = False,
     ready_file: ReadyFile = None,
+    parent_pid: ParentPid = None,
 ) -> None:
     """Run a vehicle: the model on board, the way to the cloud, the router between them."""
     flags: dict[str, Any] = {
@@ -62,7 +67,7 @@ def vehicle(
     loaded = load(VehicleConfig, config, os.environ, {**given(settings), **set_only(flags)})
     if pull:
         fetch_missing([loaded.engine.model], loaded.catalogue)
-    run_loop(run(VEHICLE, Vehicle(loaded), lambda car: _serve(car, ready_file)))
+    run_loop(run(VEHICLE, Vehicle(loaded), lambda car: _serve(car, ready_file, parent_pid)))
 
 
 def cloud(
@@ -75,11 +80,12 @@ def cloud(
     upstream_model: CloudModel = None,
     pull: Pull = False,
     ready_file: ReadyFile = None,
+    parent_pid: ParentPid = None,
 ) -> None:
     """Run a cloud: a bigger model behind the same API, or a server that is already there."""
     flags: dict[str, Any] = {
         "gateway.host": host,
-        "gateway.port": 8001 if port is None and "CODRIVER_GATEWAY_PORT" not in os.environ else port,
+        "gateway.port": port,
         "engine.model": model,
         "engine.upstream_url": upstream_url,
         "engine.upstream_model": upstream_model,
@@ -87,7 +93,7 @@ def cloud(
     loaded = load(CloudConfig, config, os.environ, {**set_only(flags), **given(settings)})
     if pull and not loaded.engine.upstream_url:
         fetch_missing([loaded.engine.model], loaded.catalogue)
-    run_loop(run(CLOUD, Cloud(loaded), lambda one: _serve(one, ready_file)))
+    run_loop(run(CLOUD, Cloud(loaded), lambda one: _serve(one, ready_file, parent_pid)))
 
 
 def up(
@@ -97,6 +103,7 @@ def up(
     model: Model = None,
 ) -> None:
     """Run a vehicle and a cloud on this machine, with embedded defaults. Fetches the models on first use."""
+    refuse_taken(port, *(() if cloud_url is not None or port == 0 else (port + 1,)))
     wanted = [VehicleConfig().engine.model if model is None else model]
     if cloud_url is None:
         wanted.append(CloudConfig().engine.model)
@@ -104,14 +111,26 @@ def up(
     up_both(port, cloud_url, cloud_model, model)
 
 
-async def _serve(parts: Vehicle | Cloud, ready_file: Path | None) -> None:
+async def _serve(parts: Vehicle | Cloud, ready_file: Path | None, parent_pid: int | None) -> None:
     assert parts.listening is not None
     url = parts.listening.urls[0] + "/v1"
     kind = "vehicle" if isinstance(parts, Vehicle) else "cloud"
     Console(stderr=True).print(f"[bold]{kind}[/] serves at [link={url}]{url}[/] — stop with Ctrl-C", highlight=False)
     if ready_file is not None:
         write_ready_file(ready_file, url)
-    await parts.listening.until_signal()
+    orphaned = asyncio.create_task(_end_with(parent_pid)) if parent_pid is not None else None
+    try:
+        await parts.listening.until_signal()
+    finally:
+        if orphaned is not None:
+            orphaned.cancel()
+
+
+async def _end_with(parent_pid: int) -> None:
+    """Ask this process to end once the one that started it is gone, however that happened."""
+    while os.getppid() == parent_pid:  # noqa: ASYNC110 - a parent's end is no event that a child can await
+        await asyncio.sleep(_PARENT_POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_loop(work: Coroutine[Any, Any, T]) -> T:
