@@ -2,7 +2,8 @@
 
 Run as ``python -m codriver.bench.gateway_servers upstream|gateway|null PORT [UPSTREAM]``. The upstream is an asyncio
 protocol on httptools that answers every request with the same bytes: one JSON body, or ``STREAM_CHUNKS`` events, each
-written apart.
+written apart. ``gateway`` is what a vehicle runs: the gateway, the router with its link monitor, the ``openai`` engine
+with the upstream as the cloud. ``null`` has the null engine in the cloud's place, and no link to watch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,20 @@ from typing import Any
 import httptools
 import uvloop
 
+from codriver.core.deadline import Deadline
 from codriver.core.engine import Engine
 from codriver.core.errors import EngineUnavailable
-from codriver.engines.null import Null
+from codriver.core.messages import Policy
+from codriver.engines.null import Null, NullConfig
 from codriver.engines.openai import OpenAIConfig, OpenAIServer
 from codriver.gateway import Gateway, GatewayConfig, serve
 from codriver.observe.metrics import Metrics
+from codriver.route.config import LinkConfig, RouteConfig
+from codriver.route.hybrid import HybridEngine
+from codriver.route.lineup import Lineup
+from codriver.route.link import LinkMonitor, LinkView, SteadyLink
 
+POLICY: Policy = "cloud-first"
 STREAM_CHUNKS = 32
 _BODY = (
     b'{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"auto","choices":[{"index":0,"message":'
@@ -80,11 +88,25 @@ async def _run_upstream(port: int) -> None:
     await server.serve_forever()
 
 
-async def _run_gateway(port: int, engine: Engine) -> None:
-    config = GatewayConfig(port=port)
-    listening = await serve(Gateway({"auto": engine}, "auto", config, Metrics()), config)
-    await listening.until_signal()
-    await engine.aclose()
+async def _run_gateway(port: int, upstream: str) -> None:
+    """As a vehicle is put together, with the cloud asked first and nothing on board."""
+    config, metrics = GatewayConfig(port=port), Metrics()
+    async with contextlib.AsyncExitStack() as stack:
+        engine: Engine = Null(NullConfig(id="cloud", locality="cloud"))
+        link: LinkView = SteadyLink()
+        if upstream:
+
+            def probe() -> Awaitable[float]:
+                return server.probe(Deadline.after(LinkConfig().retry_s))
+
+            link = monitor = LinkMonitor(probe, metrics=metrics)
+            engine = server = OpenAIServer(OpenAIConfig(id="cloud", url=upstream, model="auto"), monitor)
+            stack.push_async_callback(server.aclose)
+            stack.callback(asyncio.create_task(monitor.run()).cancel)
+        lineup = Lineup({"cloud": engine}, link, metrics=metrics)
+        hybrid = HybridEngine(lineup, RouteConfig(policy=POLICY))
+        listening = await serve(Gateway({"auto": hybrid}, "auto", config, metrics), config)
+        await listening.until_signal()
 
 
 # ---------------------------------------------------------------- started from the bench
@@ -204,12 +226,7 @@ def main(kind: str, port: int, upstream: str = "") -> None:
         if kind == "upstream":
             uvloop.run(_run_upstream(port))
         else:
-            uvloop.run(_start(kind, port, upstream))
-
-
-async def _start(kind: str, port: int, upstream: str) -> None:
-    engine: Engine = Null() if kind == "null" else OpenAIServer(OpenAIConfig(id="upstream", url=upstream, model="auto"))
-    await _run_gateway(port, engine)
+            uvloop.run(_run_gateway(port, upstream))
 
 
 if __name__ == "__main__":

@@ -40,10 +40,14 @@ from codriver.core.errors import (
 from codriver.core.messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, TensorRequest, Tensors
 
 from . import openai_errors, openai_formats
-from .openai_link import Exchange, Link, Place
+from .http_pool import Place
+from .openai_link import Exchange, Link
 
 BODY_LIMIT_BYTES = 64 << 20
 DOWN_S = 5.0
+# A compressed stream waits for the compressor: events must come as they are made.
+_FOR_STREAM = b"Accept: text/event-stream\r\nAccept-Encoding: identity\r\n"
+_FOR_WHOLE = b"Accept: application/json\r\nAccept-Encoding: gzip\r\n"
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,20 @@ class OpenAIServer:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.card = _card(config)
+        if not _plain(config.health_path):
+            raise BadConfigValue(
+                f"'health_path' is {config.health_path!r}; allowed: a path such as /health.", param="health_path"
+            )
         self._config = config
         self._clock = clock
         origin, self._base = _split_url(config.url)
         place = Place(origin, config.unix_socket, tls, config.connect_timeout_s)
         headers = {"Content-Type": "application/json"}
         key = _api_key(config)
+        if not _plain(key):
+            raise BadConfigValue(
+                f"The API key of '{config.id}' holds a space or a sign that is not ASCII.", param="api_key"
+            )
         if key:
             headers["Authorization"] = f"Bearer {key}"
         self._link = Link(config.id, place, headers, observer or NoLink())
@@ -168,7 +180,7 @@ class OpenAIServer:
         self._refuse_closed()
         began_s = self._clock.monotonic_s()
         try:
-            async with self._probe_link.exchange("GET", self._config.health_path, None, deadline, {}):
+            async with self._probe_link.exchange("GET", self._config.health_path, None, deadline):
                 taken_s = self._clock.monotonic_s() - began_s
         except (UpstreamRejected, UpstreamError, EngineBusy):
             taken_s = self._clock.monotonic_s() - began_s
@@ -246,13 +258,12 @@ class OpenAIServer:
             return {"messages": messages, "continue_final_message": True, "add_generation_prompt": False}
         return {"messages": messages}
 
-    def _headers(self, deadline: Deadline, stream: bool) -> dict[str, str]:
-        # A compressed stream waits for the compressor: events must come as they are made.
-        headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"} if stream else {}
+    def _headers(self, deadline: Deadline, stream: bool) -> bytes:
+        lines = _FOR_STREAM if stream else _FOR_WHOLE
         left_s = deadline.remaining_s() if self._config.peer else float("inf")
-        if left_s != float("inf"):
-            headers["x-codriver-deadline-ms"] = str(int(left_s * 1000))
-        return headers
+        if left_s == float("inf"):
+            return lines
+        return lines + b"x-codriver-deadline-ms: %d\r\n" % int(left_s * 1000)
 
     async def _check_type(self, got: Exchange, wanted: str) -> None:
         """Refuse an answer that is of another type. An error object in a 200 answer counts as the error it is."""
@@ -388,10 +399,26 @@ def _card(config: OpenAIConfig) -> EngineCard:
 
 def _split_url(url: str) -> tuple[str, str]:
     """``(origin, base path)``; the path is ``/v1`` where the address has none."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise BadConfigValue(f"'url' is {url!r}; allowed: an address such as https://host:8000/v1.", param="url")
-    return f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/") or "/v1"
+    allowed = BadConfigValue(f"'url' is {url!r}; allowed: an address such as https://host:8000/v1.", param="url")
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - reading it is what checks it
+        (parts.hostname or "").encode("idna")
+    except ValueError:
+        raise allowed from None
+    path = parts.path.rstrip("/") or "/v1"
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _plain(path):
+        raise allowed
+    if parts.username is not None:
+        raise BadConfigValue(
+            "'url' holds a user or a password; the key goes to api_key_env or api_key_file.", param="url"
+        )
+    return f"{parts.scheme}://{parts.netloc}", path
+
+
+def _plain(text: str) -> bool:
+    """Whether it can stand in a request's head as it is."""
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def _api_key(config: OpenAIConfig) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import email.utils
 import re
+import socket
 import ssl
 from collections.abc import Mapping
 from datetime import UTC
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from codriver.core.errors import (
@@ -26,6 +26,8 @@ from codriver.core.errors import (
     UpstreamMalformed,
     UpstreamRejected,
 )
+
+from .http_answer import CannotConnect, ConnectTimedOut, HttpFailure, NotHttp
 
 _TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
 _TOO_LONG = re.compile(
@@ -57,7 +59,10 @@ def error_in(body: bytes) -> dict[str, Any] | None:
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, engine: str, wall_s: float = 0.0) -> CodriverError:
-    """The error for an HTTP answer that is not 2xx. ``wall_s`` is now, for a ``Retry-After`` that is a date."""
+    """The error for an HTTP answer that is not 2xx. Names in ``headers`` are in lower case.
+
+    ``wall_s`` is now, for a ``Retry-After`` that is a date.
+    """
     found = error_in(body) or {}
     said = _sentence(found.get("message") or body.decode("utf-8", "replace"))
     code = str(found.get("code") or found.get("type") or "")
@@ -75,7 +80,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, engine: str, w
     if status in (400, 413, 422) and (code in _TOO_LONG_CODES or _TOO_LONG.search(said)):
         return PromptTooLong(f"The prompt is too long for '{engine}': {said}", param="messages")
     if 300 <= status < 400:
-        place = headers.get("Location", "somewhere else")
+        place = headers.get("location", "somewhere else")
         return UpstreamRejected(f"{server} redirects to {place}: configure that address.", engine=engine)
     return UpstreamRejected(f"{server} refused the request ({status}): {said}", engine=engine)
 
@@ -88,34 +93,35 @@ def error_event(found: Mapping[str, Any], engine: str) -> CodriverError:
 
 def retry_after_s(headers: Mapping[str, str], wall_s: float) -> float | None:
     """Seconds from ``Retry-After-Ms`` or ``Retry-After`` (a number or an HTTP date); ``None`` when there are none."""
-    for name, unit_s in (("Retry-After-Ms", 1e-3), ("Retry-After", 1.0)):
+    for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:
             return max(0.0, float(headers[name]) * unit_s)
         except (KeyError, ValueError):
             continue
     try:
-        moment = email.utils.parsedate_to_datetime(headers["Retry-After"])
+        moment = email.utils.parsedate_to_datetime(headers["retry-after"])
     except (KeyError, ValueError):
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return max(0.0, moment.timestamp() - wall_s)
 
 
-def connection_error(error: BaseException, engine: str, place: str) -> CodriverError:
+def connection_error(error: HttpFailure, engine: str, place: str) -> CodriverError:
     """The error for a failure below HTTP before an answer began. ``place`` is the address, for the operator."""
     server = f"'{engine}' at {place}"
     tls = _tls_cause(error)
     if tls is not None:
         return EngineUnavailable(f"The TLS connection to {server} failed: {_tls_reason(tls)}.", engine=engine)
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
+    cause = error.__cause__
+    if isinstance(cause, socket.gaierror):
         return EngineUnavailable(f"The address of '{engine}' cannot be resolved: {place}.", engine=engine)
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
+    if isinstance(error, ConnectTimedOut):
         return EngineUnavailable(f"{server} did not take a connection in time.", engine=engine)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        reason = error.os_error.strerror or str(error.os_error) or type(error.os_error).__name__
+    if isinstance(error, CannotConnect):
+        reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
         return EngineUnavailable(f"{server} cannot be reached: {reason}.", engine=engine)
-    if isinstance(error, aiohttp.ClientResponseError):
-        return UpstreamMalformed(f"{server} does not speak HTTP: {error.message}.", engine=engine)
+    if isinstance(error, NotHttp):
+        return UpstreamMalformed(f"{server} does not speak HTTP: {error}.", engine=engine)
     # A refused client certificate (TLS 1.3) may look like this: its alert comes late and a reset can swallow it.
     hint = " It may have refused our certificate." if place.startswith("https:") else ""
     return EngineDied(f"{server} closed the connection before it answered.{hint}", engine=engine)
@@ -126,23 +132,18 @@ def cut_short(engine: str, what: str = "The connection was cut") -> EngineDied:
     return EngineDied(f"'{engine}' stopped before its answer was complete: {what}.", engine=engine)
 
 
-def blames_link(error: BaseException) -> bool:
+def blames_link(error: HttpFailure) -> bool:
     """True for a refused, reset, cut or timed-out connection; not for a certificate, which proves that bytes flow."""
-    return _tls_cause(error) is None and not isinstance(error, aiohttp.ClientResponseError)
+    return not isinstance(error, NotHttp) and _tls_cause(error) is None
 
 
-def _tls_cause(error: BaseException | None) -> ssl.SSLError | ssl.CertificateError | None:
-    """The innermost TLS error: aiohttp's own classes also count as one, without saying what was wrong."""
-    found: ssl.SSLError | ssl.CertificateError | None = None
-    while error is not None:
-        if isinstance(error, (ssl.SSLError, ssl.CertificateError)):
-            found = error
-        inner = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error.__cause__
-        error = inner if isinstance(inner, BaseException) and inner is not error else None
-    return found
+def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__
+    return error
 
 
-def _tls_reason(error: ssl.SSLError | ssl.CertificateError) -> str:
+def _tls_reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code == _CERT_EXPIRED:
             return "its certificate has expired; renew it, and check this machine's date"

@@ -7,31 +7,25 @@ left, which closes the connection at once so that the server stops working.
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from pathlib import Path
+import zlib
+from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Any, TypeVar
-from weakref import WeakSet
-
-import aiohttp
-from yarl import URL
 
 from codriver.core.clock import SYSTEM_CLOCK
 from codriver.core.deadline import Deadline
 from codriver.core.engine import LinkObserver
-from codriver.core.errors import DeadlineExceeded, UpstreamMalformed
+from codriver.core.errors import DeadlineExceeded, EngineError, UpstreamMalformed
 
 from . import openai_errors
+from .http_answer import Answer, Disconnected, HttpFailure
+from .http_client import Connection
+from .http_pool import Place, Pool
 
 T = TypeVar("T")
-_DRAIN_S = 1.0
 _ERROR_BODY_BYTES = 64 << 10
-_CONNECTION_ERRORS = (aiohttp.ClientError, OSError, ssl.SSLError, TimeoutError)
+_INFLATED_BYTES = 1 << 20  # unpacked at a time
 
 
 class Expiry:
@@ -85,83 +79,160 @@ class Expiry:
             self._timer.cancel()
 
 
-# Whether the connection that this task's request went over had served another one before.
-_reused: ContextVar[bool] = ContextVar("reused", default=False)
-
-
-class _Noting(aiohttp.BaseConnector):
-    """Notes in ``_reused`` where each connection comes from. (aiohttp's tracing says it too, for 25 µs a request.)"""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._known: WeakSet[object] = WeakSet()
-
-    async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
-        connection = await super().connect(req, traces, timeout)
-        protocol = connection.protocol
-        _reused.set(protocol in self._known)
-        self._known.add(protocol)
-        return connection
-
-
-class _TcpConnector(_Noting, aiohttp.TCPConnector):
-    pass
-
-
-class _UnixConnector(_Noting, aiohttp.UnixConnector):
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a server is. ``origin`` ends without a slash; ``unix_socket`` replaces its host and port."""
-
-    origin: str
-    unix_socket: Path | None = None
-    tls: ssl.SSLContext | None = None
-    connect_s: float = 5.0
-    keepalive_s: float = 60.0
-
-    def connector(self, limit: int) -> aiohttp.BaseConnector:
-        if self.unix_socket is not None:
-            return _UnixConnector(str(self.unix_socket), limit=limit, keepalive_timeout=self.keepalive_s)
-        return _TcpConnector(limit=limit, ssl=self.tls or True, keepalive_timeout=self.keepalive_s, ttl_dns_cache=60)
-
-    def __str__(self) -> str:
-        return str(self.unix_socket or self.origin)
-
-
 class Exchange:
-    """An answer that began with 2xx; its body is still coming."""
+    """A request, and an answer that began with 2xx. ``async with`` sends and waits for the answer's head.
 
-    def __init__(self, response: aiohttp.ClientResponse, expiry: Expiry, link: Link) -> None:
-        self._content = response.content
-        self._expiry = expiry
+    Leaving before the answer's end closes the connection. Errors: whatever :mod:`.openai_errors` makes of the answer
+    or of its absence, and :class:`DeadlineExceeded`.
+    """
+
+    def __init__(self, link: Link, head: bytes, body: bytes | None, deadline: Deadline) -> None:
         self._link = link
-        self.content_type = response.content_type
+        self._head = head
+        self._body = body
+        self._deadline = deadline
+        self._unpack: _Unpack | None = None
+
+    async def __aenter__(self) -> Exchange:
+        if self._deadline.expired():
+            raise DeadlineExceeded("The deadline passed before the request was sent.")
+        self._expiry = Expiry(self._deadline)
+        self._connection: Connection | None = None
+        self._link.observer.sent()
+        try:
+            await self._begin()
+        except BaseException:
+            self._end(done=False)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._end(done=kind is None)
+
+    @property
+    def content_type(self) -> str:
+        """The media type, without its parameters."""
+        found = self._answer.headers.get(b"content-type", b"application/octet-stream")
+        return found.partition(b";")[0].strip().lower().decode("latin-1")
 
     async def whole(self, limit_bytes: int) -> bytes:
         """The body in one. Errors: as :meth:`read`, and :class:`UpstreamMalformed` when it is too large."""
-        body = bytearray()
+        pieces = []
+        left_bytes = limit_bytes
         while piece := await self.read():
-            body += piece
-            if len(body) > limit_bytes:
+            pieces.append(piece)
+            left_bytes -= len(piece)
+            if left_bytes < 0:
                 raise UpstreamMalformed(
                     f"The answer of '{self._link.engine}' is larger than {limit_bytes} bytes.", engine=self._link.engine
                 )
-        return bytes(body)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def read(self) -> bytes:
-        """The next bytes of the body, empty at its end. Errors: :class:`EngineDied`, :class:`DeadlineExceeded`."""
+        """The next bytes of the body, empty at its end.
+
+        Errors: :class:`EngineDied`, :class:`UpstreamMalformed`, :class:`DeadlineExceeded`.
+        """
+        if self._unpack is None:
+            return await self._read()
+        while not (piece := self._unpack.more()):
+            packed = await self._read()
+            if not packed:
+                if self._unpack.cut():
+                    raise openai_errors.cut_short(self._link.engine)
+                return b""
+            self._unpack.feed(packed)
+        return piece
+
+    async def _read(self) -> bytes:
+        assert self._connection is not None
         try:
-            piece = await self._expiry.wait(self._content.readany)
-        except _CONNECTION_ERRORS as error:
+            piece = await self._expiry.wait(self._connection.read)
+        except HttpFailure as error:
+            if not isinstance(error, Disconnected):
+                raise openai_errors.cut_short(self._link.engine, f"its framing broke ({error})") from error
             died = openai_errors.cut_short(self._link.engine)
             self._link.observer.failed(died.message)
             raise died from error
         if piece:
             self._link.observer.received(len(piece))
         return piece
+
+    async def _begin(self) -> None:
+        link = self._link
+        try:
+            connection = self._connection = await self._expiry.wait(self._send)
+        except HttpFailure as error:
+            mapped = openai_errors.connection_error(error, link.engine, str(link.place))
+            if openai_errors.blames_link(error):
+                link.observer.failed(mapped.message)
+            raise mapped from error
+        assert connection.answer is not None
+        answer = self._answer = connection.answer
+        link.observer.received(answer.field_bytes)
+        packing = answer.headers.get(b"content-encoding")
+        if packing is not None and packing.lower() != b"identity":
+            self._unpack = _Unpack(packing.lower(), link.engine)
+        if not 200 <= answer.status < 300:
+            raise await self._refused(answer)
+
+    async def _send(self) -> Connection:
+        return await self._link.pool.exchange(self._head, self._body)
+
+    async def _refused(self, answer: Answer) -> Exception:
+        body = b""
+        try:
+            while len(body) < _ERROR_BODY_BYTES and (piece := await self.read()):
+                body += piece
+        except EngineError:
+            pass  # the status line alone says enough
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers.items()}
+        wall_s = self._deadline.clock.wall_s()
+        return openai_errors.refusal(answer.status, headers, body, self._link.engine, wall_s)
+
+    def _end(self, done: bool) -> None:
+        self._expiry.end()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # An answer that has come in full has ended, also where nobody wanted all of it.
+            if done or (connection.answer and connection.answer.complete):
+                connection.release()
+            else:
+                connection.abort()
+        self._link.observer.settled()
+
+
+class _Unpack:
+    """A gzip body, unpacked a bounded piece at a time: a small answer may hold a very large one."""
+
+    def __init__(self, packing: bytes, engine: str) -> None:
+        if packing not in (b"gzip", b"x-gzip"):
+            raise UpstreamMalformed(
+                f"The answer of '{engine}' is packed as '{packing.decode('latin-1')}', which was not asked for.",
+                engine=engine,
+            )
+        self._engine = engine
+        self._inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        self._packed = b""
+
+    def feed(self, packed: bytes) -> None:
+        self._packed += packed
+
+    def more(self) -> bytes:
+        """The next bytes, none when more input is needed. Errors: :class:`UpstreamMalformed`."""
+        try:
+            piece = self._inflate.decompress(self._packed, _INFLATED_BYTES)
+        except zlib.error as error:
+            raise UpstreamMalformed(
+                f"The answer of '{self._engine}' is not gzip: {error}.", engine=self._engine
+            ) from error
+        self._packed = self._inflate.unconsumed_tail
+        return piece
+
+    def cut(self) -> bool:
+        return not self._inflate.eof
 
 
 class Link:
@@ -170,115 +241,19 @@ class Link:
     def __init__(self, engine: str, place: Place, headers: dict[str, str], observer: LinkObserver) -> None:
         self.engine = engine
         self.observer = observer
-        self._place = place
-        self._headers = headers
-        self._session: aiohttp.ClientSession | None = None
-        self._drains: set[asyncio.Task[None]] = set()
+        self.place = place
+        self.pool = Pool(place)
+        self._headers = b"".join(
+            f"{name}: {value}\r\n".encode("ascii") for name, value in {"Host": place.authority, **headers}.items()
+        )
 
-    @asynccontextmanager
-    async def exchange(
-        self, method: str, path: str, body: bytes | None, deadline: Deadline, headers: dict[str, str]
-    ) -> AsyncIterator[Exchange]:
-        """Send and give the answer; leaving before its end closes the connection.
-
-        Errors: whatever :mod:`.openai_errors` makes of the answer or of its absence, and :class:`DeadlineExceeded`.
-        """
-        if deadline.expired():
-            raise DeadlineExceeded("The deadline passed before the request was sent.")
-        expiry = Expiry(deadline)
-        response: aiohttp.ClientResponse | None = None
-        self.observer.sent()
-        try:
-            response = await self._send(method, path, body, expiry, headers)
-            self.observer.received(sum(len(name) + len(value) + 4 for name, value in response.raw_headers))
-            if not 200 <= response.status < 300:
-                raise await self._refused(response, expiry, deadline.clock.wall_s())
-            yield Exchange(response, expiry, self)
-            self._release(response)
-            response = None
-        finally:
-            expiry.end()
-            if response is not None:
-                response.close()
-            self.observer.settled()
+    def exchange(
+        self, method: str, path: str, body: bytes | None, deadline: Deadline, headers: bytes = b""
+    ) -> Exchange:
+        """``headers`` are this request's own lines, each with its end; neither they nor ``path`` are checked here."""
+        start = f"{method} {path} HTTP/1.1\r\n".encode("ascii")
+        length = b"" if body is None else b"Content-Length: %d\r\n" % len(body)
+        return Exchange(self, b"".join((start, self._headers, headers, length, b"\r\n")), body, deadline)
 
     async def aclose(self) -> None:
-        for drain in list(self._drains):
-            drain.cancel()
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
-
-    async def _send(
-        self, method: str, path: str, body: bytes | None, expiry: Expiry, headers: dict[str, str]
-    ) -> aiohttp.ClientResponse:
-        session = self._open()
-        ask = functools.partial(
-            session.request,
-            method,
-            URL(self._place.origin + path, encoded=True),
-            data=body,
-            headers=headers,
-            allow_redirects=False,
-        )
-        try:
-            while True:
-                _reused.set(False)
-                try:
-                    return await expiry.wait(ask)
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                    # A kept connection that the server had closed meanwhile says nothing about the server. Each such
-                    # one leaves the pool, so this ends with a fresh connection at the latest.
-                    if not _reused.get():
-                        raise
-        except _CONNECTION_ERRORS as error:
-            mapped = openai_errors.connection_error(error, self.engine, str(self._place))
-            if openai_errors.blames_link(error):
-                self.observer.failed(mapped.message)
-            raise mapped from error
-
-    async def _refused(self, response: aiohttp.ClientResponse, expiry: Expiry, wall_s: float) -> Exception:
-        body = b""
-        try:
-            while len(body) < _ERROR_BODY_BYTES and (piece := await expiry.wait(response.content.readany)):
-                self.observer.received(len(piece))
-                body += piece
-        except _CONNECTION_ERRORS:
-            pass  # the status line alone says enough
-        return openai_errors.refusal(response.status, response.headers, body, self.engine, wall_s)
-
-    def _open(self) -> aiohttp.ClientSession:
-        """The session, made on first use: it belongs to the running loop."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=self._place.connector(limit=0),
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._place.connect_s),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent",),
-                read_bufsize=1 << 18,
-            )
-        return self._session
-
-    def _release(self, response: aiohttp.ClientResponse) -> None:
-        """Give the connection back to the pool, where the body's end is still on its way in the background."""
-        if response.content.at_eof():
-            response.release()
-            return
-        drain = asyncio.ensure_future(_drain(response))
-        self._drains.add(drain)
-        drain.add_done_callback(self._drains.discard)
-
-
-async def _drain(response: aiohttp.ClientResponse) -> None:
-    try:
-        async with asyncio.timeout(_DRAIN_S):
-            while await response.content.readany():
-                pass
-    except _CONNECTION_ERRORS:
-        pass  # nobody waits for this connection; it is closed below
-    finally:
-        if response.content.at_eof() and response.content.exception() is None:
-            response.release()
-        else:
-            response.close()
+        await self.pool.aclose()

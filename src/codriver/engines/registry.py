@@ -19,7 +19,7 @@ ENGINES = Registry(
         # xllamacpp comes with the package itself, except where no wheel exists for the platform.
         "llama_cpp": (("xllamacpp",), "all"),
         "onnx_runtime": (("onnxruntime", "tokenizers", "numpy"), "onnx"),
-        "openai": (("aiohttp",), "all"),
+        "openai": (("httptools", "aiohappyeyeballs"), "all"),
         "openvino": (("openvino_genai",), "openvino"),
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import aiohttp
 import pytest
 
 from codriver.bench import load
@@ -30,10 +31,13 @@ async def test_the_gateway_before_the_upstream() -> None:
         started("upstream", own_command("upstream", upstream), upstream, 20.0, {}),
         started("codriver", own_command("gateway", port, upstream), port, 20.0, {}),
     ):
-        seen = await load._press(
-            port, b'{"model":"auto","messages":[{"role":"user","content":"hi"}],"stream":true}', 1, 0.05
-        )
+        body = b'{"model":"auto","messages":[{"role":"user","content":"hi"}],"stream":true}'
+        seen = await load._press(port, body, 1, 0.05)
+        async with aiohttp.ClientSession() as session:
+            answer = await session.post(f"http://127.0.0.1:{port}/v1/chat/completions", data=body)
+            text = await answer.text()
     assert (seen.requests > 0, seen.failed) == (True, 0)
+    assert '"attempts":[{"engine":"cloud"' in text  # the router's own account: routing is on
 
 
 def test_a_system_that_does_not_start_says_why() -> None:
@@ -56,4 +60,5 @@ def test_rows_compare_within_rounds() -> None:
     assert rows["codriver", "requests_per_s_over_litellm"].value == pytest.approx(30)
     assert rows["codriver", "requests_per_core_s_over_litellm"].value == pytest.approx(30)
     assert rows["codriver", "p50_ms"].n == 600
+    assert rows["codriver", "p50_ms"].case == "whole, 1 client, routing on (cloud-first)"
     assert ("direct", "added_p50_ms") not in rows

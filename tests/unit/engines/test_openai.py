@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,6 +31,7 @@ from codriver.core.errors import (
     UpstreamRejected,
 )
 from codriver.core.messages import ChatChunk, ChatRequest, EmbedRequest, Message, TensorRequest, parse_chat
+from codriver.engines import openai
 from codriver.engines.null import Null, NullConfig
 from codriver.engines.openai import OpenAIConfig, OpenAIServer
 from tests.contract.upstream import serve
@@ -133,6 +135,26 @@ async def test_a_whole_answer_may_lack_what_openai_always_sends() -> None:
     async with serving(http("200 OK", body)) as server, engine_at(server.url) as engine:
         (got,) = await read(engine, ask())
     assert (got.raw, got.text(), got.finish_reason) == (body, "hi", "length")
+
+
+async def test_a_whole_answer_may_be_packed_and_a_large_one_in_a_small_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def packed(body: bytes, kind: str = "gzip") -> bytes:
+        return http("200 OK", body, extra=f"Content-Encoding: {kind}\r\n")
+
+    whole = gzip.compress(WHOLE)
+    async with serving(packed(whole)) as server, engine_at(server.url) as engine:
+        (got,) = await read(engine, ask())
+    assert (got.raw, got.text()) == (WHOLE, "hi")
+    assert server.requests[0][1]["accept-encoding"] == "gzip"
+    assert "is packed as 'br'" in (await failure(packed(WHOLE, "br"), streaming=False)).message
+    assert "is not gzip" in (await failure(packed(WHOLE), streaming=False)).message
+    assert isinstance(await failure(packed(whole[:-9]), streaming=False), EngineDied)
+    monkeypatch.setattr(openai, "BODY_LIMIT_BYTES", 5 << 20)
+    caught = await failure(packed(gzip.compress(b" " * (80 << 20))), streaming=False)
+    assert isinstance(caught, UpstreamMalformed)
+    assert "larger than 5242880 bytes" in caught.message
 
 
 async def test_an_echo_of_the_partial_answer_is_taken_off() -> None:
@@ -431,6 +453,7 @@ async def test_plain_text_and_redirects() -> None:
         (stream(chunk("a"), chunk("b")[:-30]), EngineDied, "ended inside an event"),
         (stream(chunk("a"), end=False), EngineDied, "The connection was cut"),
         (stream(chunk("a"), b"data: {", end=False), EngineDied, "The connection was cut"),
+        (stream(chunk("a"), end=False) + b"zz\r\n", EngineDied, "its framing broke"),
         (b"", EngineDied, "closed the connection before it answered"),
         (b"HTTP/1.1 200 OK\r\nContent-", EngineDied, "closed the connection before it answered"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", UpstreamMalformed, "does not speak HTTP"),
@@ -681,9 +704,7 @@ async def test_a_probe_measures_the_way_there_and_back_and_mends_the_health() ->
         with pytest.raises(EngineUnavailable):
             await engine.probe(Deadline.after(SOON))
     async with (
-        serving(
-            b"", b"", http("404 Not Found", b""), http("503 Service Unavailable", b""), http("200 OK", b"")
-        ) as server,
+        serving(b"", http("404 Not Found", b""), http("503 Service Unavailable", b""), http("200 OK", b"")) as server,
         engine_at(server.url) as engine,
     ):
         engine._note(EngineUnavailable("was unreachable"))
@@ -716,6 +737,24 @@ async def test_discovery_of_something_else() -> None:
     ("members", "error", "words"),
     [
         ({"url": "cloud.example"}, BadConfigValue, "'url' is 'cloud.example'; allowed: an address such as"),
+        ({"url": "http://x:y/v1"}, BadConfigValue, "'url' is 'http://x:y/v1'; allowed: an address such as"),
+        ({"url": "http://a..b/v1"}, BadConfigValue, "'url' is 'http://a..b/v1'; allowed: an address such as"),
+        ({"url": "http://x/a b"}, BadConfigValue, "'url' is 'http://x/a b'; allowed: an address such as"),
+        (
+            {"url": "http://me:secret@x"},
+            BadConfigValue,
+            "'url' holds a user or a password; the key goes to api_key_env",
+        ),
+        (
+            {"url": "http://x", "api_key_env": "ODD_KEY"},
+            BadConfigValue,
+            "The API key of 'cloud' holds a space or a sign",
+        ),
+        (
+            {"url": "http://x", "health_path": "/a b"},
+            BadConfigValue,
+            "'health_path' is '/a b'; allowed: a path such as",
+        ),
         (
             {"url": "http://x", "api_key_env": "NO_SUCH_KEY"},
             BadConfigValue,
@@ -729,7 +768,10 @@ async def test_discovery_of_something_else() -> None:
         ({"url": "http://x", "capabilities": ("chat", "sing")}, BadConfigValue, "holds 'sing'; allowed: chat"),
     ],
 )
-def test_bad_configuration(members: dict[str, Any], error: type[CodriverError], words: str) -> None:
+def test_bad_configuration(
+    members: dict[str, Any], error: type[CodriverError], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ODD_KEY", "sk-1\r\nX-Injected: 1")
     with pytest.raises(error) as caught:
         OpenAIServer(OpenAIConfig(**members))
     assert words in caught.value.message
