@@ -64,7 +64,7 @@ class DriveSettings:
     traces: tuple[str, ...] = ("TMobile-UMTS-driving",)
     seconds: float = 100.0
     start_s: float | None = None
-    requests_per_minute: float = 12.0
+    requests_per_minute: float = 20.0
     seed: int = 1
     policies: tuple[str, ...] = tuple(policy.title for policy in POLICIES)
     base_delay_ms: float = 20.0

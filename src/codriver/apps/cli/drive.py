@@ -32,7 +32,7 @@ def drive(
     minutes: Annotated[float | None, typer.Option(help="The same in minutes.")] = None,
     start: Annotated[float | None, typer.Option(help="Second of the trace to begin at; chosen if not given.")] = None,
     policy: Annotated[list[str] | None, typer.Option(help=f"One of: {_POLICIES}. May be given again.")] = None,
-    requests_per_minute: Annotated[float, typer.Option(help="How often the car asks.")] = 12.0,
+    requests_per_minute: Annotated[float, typer.Option(help="How often the car asks.")] = 20.0,
     seed: Annotated[int, typer.Option(help="Seed of the requests and their times.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures' rows to this file.")] = None,
     report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("drive-report.html"),
