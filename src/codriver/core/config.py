@@ -2,16 +2,18 @@
 
 Each room has one frozen dataclass whose fields are made by :func:`setting`, one sentence each; ``apps/`` composes
 them into one dataclass with a field per section. An unknown key or a bad value is an error that names the key and
-what is allowed. Environment: ``CODRIVER_<SECTION>_<FIELD>``, e.g. ``CODRIVER_GATEWAY_PORT=8000``.
+what is allowed. Environment: ``CODRIVER_<SECTION>_<FIELD>``, e.g. ``CODRIVER_GATEWAY_PORT=8000``; a variable with that
+prefix that nobody reads is an error too, save for names that end in ``API_KEY``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import tomllib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -20,6 +22,13 @@ from .errors import BadConfigValue, MissingFile, UnknownConfigKey
 
 T = TypeVar("T")
 ENV_PREFIX = "CODRIVER_"
+# Variables with the prefix that are no settings: each is read, and explained, where it is used.
+_OTHER_VARIABLES = {
+    "CODRIVER_API_KEY", "CODRIVER_DATA", "CODRIVER_HOME", "CODRIVER_RIVALS", "CODRIVER_TEST_DATA",
+    "CODRIVER_TEST_MODELS",
+}  # fmt: skip
+_SERVICE = re.compile(r"CODRIVER(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP)(_\w+)?)")
+_SERVICE_URLS = ("tcp://", "udp://")
 
 
 def setting(default: Any, sentence: str, *, least: float | None = None, most: float | None = None) -> Any:
@@ -62,8 +71,11 @@ def load(
     file: Path | None = None,
     env: Mapping[str, str] | None = None,
     flags: Mapping[str, Any] | None = None,
+    others: Iterable[type[Any]] = (),
 ) -> T:
     """Build ``cls`` from the layers. ``flags`` maps ``"section.field"`` to a value; ``None`` values are not set.
+
+    ``others`` are the classes of processes that share this one's environment: variables of their sections may be set.
 
     Errors: :class:`MissingFile`, :class:`UnknownConfigKey`, :class:`BadConfigValue`.
     """
@@ -71,13 +83,16 @@ def load(
     values: dict[str, dict[str, Any]] = {name: {} for name in sections}
     if file is not None:
         _merge(values, _read_toml(file), sections, str(file))
-    _merge_env(values, env or {}, sections)
+    env = _without_services(env or {})
+    _merge_env(values, env, sections)
     for key, value in (flags or {}).items():
         if value is not None:
             section, _, name = key.partition(".")
             _merge(values, {section: {name: value}}, sections, "flag")
             if isinstance(value, str):
                 values[section][name] = _from_text(value, get_type_hints(sections[section])[name])
+    named = {str(value) for members in values.values() for name, value in members.items() if name.endswith("_env")}
+    _refuse_strays(sorted(set(env) - named), [cls, *others])
     built = {name: _build(kind, values[name], name) for name, kind in sections.items()}
     return cls(**built)
 
@@ -92,6 +107,10 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingFile(f"The configuration file {file} does not exist.") from None
+    except IsADirectoryError:
+        raise BadConfigValue(f"The configuration file {file} is a folder: name a TOML file.") from None
+    except OSError as error:
+        raise BadConfigValue(f"The configuration file {file} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadConfigValue(f"The configuration file {file} is not valid TOML: {error}.") from error
 
@@ -121,6 +140,30 @@ def _merge_env(values: dict[str, dict[str, Any]], env: Mapping[str, str], sectio
                 if name is None:
                     raise _unknown(key, [prefix + upper for upper in known], "environment")
                 values[section][name] = _from_text(text, get_type_hints(kind)[name])
+
+
+def _without_services(env: Mapping[str, str]) -> dict[str, str]:
+    """Our variables, less what Kubernetes sets in every container beside a service called codriver or codriver-…"""
+    return {
+        key: text
+        for key, text in env.items()
+        if key.startswith(ENV_PREFIX) and not _SERVICE.fullmatch(key) and not text.startswith(_SERVICE_URLS)
+    }
+
+
+def _refuse_strays(keys: Iterable[str], classes: Iterable[type[Any]]) -> None:
+    """Raise :class:`UnknownConfigKey` for a variable with our prefix that sets nothing: it is misspelt."""
+    sections = {f"{ENV_PREFIX}{name}_".upper() for cls in classes for name in _sections(cls)}
+    for key in keys:
+        if key.startswith(tuple(sections)) or key in _OTHER_VARIABLES or key.endswith("API_KEY"):
+            continue
+        known = {setting.env for cls in classes for setting in describe(cls)} | _OTHER_VARIABLES
+        near = difflib.get_close_matches(
+            key.removeprefix(ENV_PREFIX), [one.removeprefix(ENV_PREFIX) for one in sorted(known)], n=1
+        )
+        begins = ", ".join(sorted(section + "…" for section in sections))
+        hint = f"Did you mean '{ENV_PREFIX}{near[0]}'?" if near else f"Settings begin with {begins}"
+        raise UnknownConfigKey(f"Unknown configuration key '{key}' (environment). {hint}", param=key)
 
 
 def _unknown(key: str, known: Any, where: str) -> UnknownConfigKey:

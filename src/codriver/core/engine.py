@@ -66,6 +66,7 @@ class EngineCard:
                 "response_format",
             ),
             (bool(request.logprobs), "logprobs", "logprobs"),
+            (bool(request.codriver and request.codriver.lora), "lora", "codriver.lora"),
             (request.prompt is None, "chat", "messages"),
             (request.prompt is not None, "completions", "prompt"),
         ]

@@ -167,6 +167,9 @@ class Gateway:
             request, options = parse(exchange, await exchange.body(self._config))
             engine = self._engine(request.model)
             _refuse_leak(engine, options)
+            if options is not None and options.session and exchange.caller:
+                # Two callers may give their conversations the same name.
+                options.session = f"{exchange.caller}:{options.session}"
             limit_s = self._limit_s(options)
             exchange.engine = engine.card.id
             exchange.span = start_request(request.model or engine.card.id, exchange.route, exchange.head.trace)
@@ -183,7 +186,7 @@ class Gateway:
 
     def _admit(self, exchange: Exchange) -> asyncio.Task[Any]:
         """Count the exchange in. Errors: :class:`Unauthorized`, :class:`EngineUnavailable`, :class:`RateLimited`."""
-        self._keys.check(exchange.head.authorization)
+        exchange.caller = self._keys.check(exchange.head.authorization)
         if self.draining:
             raise EngineUnavailable("The server is stopping and takes no new requests.", retry_after_s=5.0)
         if len(self._open) >= self._config.max_in_flight:

@@ -12,6 +12,8 @@ from codriver.core.errors import BadConfigValue, MissingFile, Unauthorized
 
 from .config import GatewayConfig
 
+# Enough that no two of a server's keys share them, and too few to be a key's digest.
+_CALLER_DIGITS = 16
 _HASHED = re.compile(r"sha256:[0-9a-f]{64}", re.IGNORECASE)
 
 
@@ -30,10 +32,13 @@ class ApiKeys:
             )
         self._digests = tuple(_digest(key) for key in keys)
 
-    def check(self, authorization: bytes) -> None:
-        """Raise :class:`Unauthorized` unless ``authorization`` (the header's value) carries one of the keys."""
+    def check(self, authorization: bytes) -> str:
+        """Who calls: hex digits of the key's digest, empty where there are no keys.
+
+        Raises :class:`Unauthorized` unless ``authorization`` (the header's value) carries one of the keys.
+        """
         if not self._digests:
-            return
+            return ""
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not token.strip():
             raise Unauthorized("You didn't provide an API key: send it in a header 'Authorization: Bearer YOUR_KEY'.")
@@ -44,6 +49,7 @@ class ApiKeys:
             found |= hmac.compare_digest(given, digest)
         if not found:
             raise Unauthorized("Incorrect API key provided.")
+        return given.hex()[:_CALLER_DIGITS]
 
 
 def _digest(key: str) -> bytes:

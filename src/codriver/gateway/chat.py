@@ -20,6 +20,7 @@ from codriver.core.messages import ChatChunk, ChatRequest, RequestOptions, Usage
 from codriver.core.wire import DONE, encode, encode_chunk, splice
 
 from .exchange import Exchange
+from .parsing import strictest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -30,7 +31,7 @@ Encode = Callable[[ChatChunk], bytes]
 def parse(exchange: Exchange, body: bytes) -> tuple[ChatRequest, RequestOptions | None]:
     """Errors: :class:`MalformedBody`."""
     request = parse_chat(body)
-    request.codriver = exchange.head.request_options(request.codriver)
+    request.codriver = exchange.head.request_options(strictest(request.codriver, body))
     return request, request.codriver
 
 

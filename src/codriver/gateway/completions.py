@@ -14,12 +14,22 @@ from codriver.core.answer import Answer
 from codriver.core.deadline import Deadline
 from codriver.core.engine import Engine
 from codriver.core.errors import MalformedBody, UnsupportedParameter
-from codriver.core.messages import ChatChunk, ChatRequest, Logprobs, RequestOptions, StreamOptions, Usage, Wire
+from codriver.core.messages import (
+    ChatChunk,
+    ChatRequest,
+    Logprobs,
+    RequestOptions,
+    StreamOptions,
+    Usage,
+    Wire,
+    refuse_out_of_range,
+)
+from codriver.core.parsing import parse_as
 from codriver.core.wire import encode
 
 from . import chat
 from .exchange import Exchange
-from .parsing import decode
+from .parsing import strictest
 
 _DEFAULT_TOKENS = 16  # OpenAI's own default for this route
 
@@ -84,7 +94,7 @@ _COPIED = [
 
 def parse(exchange: Exchange, body: bytes) -> tuple[ChatRequest, RequestOptions | None]:
     """Errors: :class:`MalformedBody`, :class:`UnsupportedParameter`."""
-    asked: CompletionRequest = decode(_decoder, body)
+    asked: CompletionRequest = parse_as(_decoder, body)
     _refuse_unsupported(asked)
     prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
     if len(prompts) != 1:
@@ -93,7 +103,8 @@ def parse(exchange: Exchange, body: bytes) -> tuple[ChatRequest, RequestOptions 
     request.max_tokens = asked.max_tokens if asked.max_tokens is not None else _DEFAULT_TOKENS
     if asked.logprobs is not None:
         request.logprobs, request.top_logprobs = True, asked.logprobs
-    request.codriver = exchange.head.request_options(asked.codriver)
+    refuse_out_of_range(request)
+    request.codriver = exchange.head.request_options(strictest(asked.codriver, body))
     return request, request.codriver
 
 

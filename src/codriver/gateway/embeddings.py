@@ -13,10 +13,11 @@ from codriver.core.deadline import Deadline
 from codriver.core.engine import Engine
 from codriver.core.errors import UnsupportedParameter
 from codriver.core.messages import EmbedRequest, RequestOptions, Usage, parse_embed
+from codriver.core.parsing import parse_as
 from codriver.core.wire import encode
 
 from .exchange import Exchange
-from .parsing import decode
+from .parsing import strictest
 
 
 class _Options(msgspec.Struct):
@@ -29,8 +30,8 @@ _decoder = msgspec.json.Decoder(_Options)
 def parse(exchange: Exchange, body: bytes) -> tuple[EmbedRequest, RequestOptions | None]:
     """Errors: :class:`MalformedBody`; :class:`UnsupportedParameter` for control that an embedding cannot honour."""
     request = parse_embed(body)
-    given: _Options = decode(_decoder, body)
-    options = exchange.head.request_options(given.codriver)
+    given: _Options = parse_as(_decoder, body)
+    options = exchange.head.request_options(strictest(given.codriver, body))
     for field in ("policy", "engine", "privacy", "failover", "budget_usd"):
         if options is not None and getattr(options, field) is not None:
             raise UnsupportedParameter(

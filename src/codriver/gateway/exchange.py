@@ -41,12 +41,13 @@ class ClientGone(Exception):
 class Exchange:
     """What a route needs to answer: ``head``, the route's name, the body, and the ways to answer.
 
-    ``engine`` becomes a response header. ``cut_by`` is set by whoever cancels the work, and is what the client is
-    told; without it a cancelled exchange means that the client has gone.
+    ``engine`` becomes a response header; ``caller`` tells API keys apart and is empty where there are none. ``cut_by``
+    is set by whoever cancels the work, and is what the client is told; without it a cancelled exchange means that the
+    client has gone.
     """
 
     __slots__ = (
-        "_receive", "_send", "allow", "arrived_s", "close", "cut_by", "engine", "head", "method",
+        "_receive", "_send", "allow", "arrived_s", "caller", "close", "cut_by", "engine", "head", "method",
         "outcome", "path", "route", "span", "status", "streaming", "usage",
     )  # fmt: skip
 
@@ -58,6 +59,7 @@ class Exchange:
         self.arrived_s = arrived_s
         self.head = Head(scope["headers"])
         self.allow = b""
+        self.caller = ""
         self.close = False
         self.cut_by: CodriverError | None = None
         self.span: RequestSpan = NO_REQUEST_SPAN

@@ -6,15 +6,19 @@ import itertools
 import os
 import re
 from collections.abc import Iterable
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 import msgspec
 
 from codriver.core.errors import MalformedBody
 from codriver.core.messages import RequestOptions
+from codriver.core.parsing import allowed_values
 
 _NAMES = ("policy", "engine", "privacy", "failover", "session")
 _NUMBERS = ("deadline-ms", "first-token-ms", "inter-token-ms", "budget-usd")
+_PRIVACY = "x-codriver-privacy"
+_STRICTEST: Literal["local_only"] = "local_only"
+_SESSION_CHARS = 256
 _PREFIX = b"x-codriver-"
 _KNOWN = {f"x-codriver-{name}".encode(): name.replace("-", "_") for name in _NAMES + _NUMBERS}
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -43,12 +47,18 @@ class Head:
             elif name in (b"traceparent", b"tracestate"):
                 self.trace[name.decode()] = value.decode("latin-1")
             elif name.startswith(_PREFIX):
-                self.options[name.decode("latin-1")] = value.decode("latin-1").strip()
+                self._option(name.decode("latin-1"), value.decode("latin-1").strip())
         if not self.request_id:
             self.request_id = f"req_{_run}{next(_numbers):08x}".encode()
 
+    def _option(self, name: str, text: str) -> None:
+        if name != _PRIVACY or self.options.get(name) != _STRICTEST:
+            self.options[name] = text
+
     def request_options(self, body: RequestOptions | None) -> RequestOptions | None:
-        """The headers' options under the body's, which count where both set one. Errors: :class:`MalformedBody`."""
+        """The headers' options under the body's, which count where both set one; but ``local_only`` counts wherever it
+        stands. Errors: :class:`MalformedBody`.
+        """
         if not self.options:
             _check_bounds(body)
             return body
@@ -60,6 +70,8 @@ class Head:
                 value = getattr(body, field.name)
                 if value is not None:
                     setattr(merged, field.name, value)
+        if self.options.get(_PRIVACY) == _STRICTEST:
+            merged.privacy = _STRICTEST
         _check_bounds(merged)
         return merged
 
@@ -74,14 +86,9 @@ def _option(name: str, text: str) -> tuple[str, object]:
         return field, getattr(msgspec.convert({field: text}, RequestOptions, strict=False), field)
     except msgspec.ValidationError as error:
         sentence = str(error).partition(" - at ")[0]
-        raise MalformedBody(f"The header '{name}' is not valid: {sentence}.{_allowed(field)}", param=name) from error
-
-
-def _allowed(field: str) -> str:
-    for kind in get_args(get_type_hints(RequestOptions)[field]):
-        if get_origin(kind) is Literal:
-            return f" Allowed: {', '.join(get_args(kind))}."
-    return ""
+        raise MalformedBody(
+            f"The header '{name}' is not valid: {sentence}.{allowed_values(RequestOptions, field)}", param=name
+        ) from error
 
 
 def _check_bounds(options: RequestOptions | None) -> None:
@@ -95,3 +102,8 @@ def _check_bounds(options: RequestOptions | None) -> None:
             )
     if options.budget_usd is not None and not options.budget_usd >= 0:
         raise MalformedBody("'codriver.budget_usd' must not be negative.", param="codriver.budget_usd")
+    if options.session is not None and len(options.session) > _SESSION_CHARS:
+        raise MalformedBody(
+            f"'codriver.session' has {len(options.session)} characters, and may have {_SESSION_CHARS} at most.",
+            param="codriver.session",
+        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from codriver.core.engine import EngineCard
 from codriver.core.errors import CodriverError, LinkDown, NoEngineLeft, UnknownModel, UnsupportedModality
 from codriver.core.messages import ChatRequest, Policy, RequestOptions
 from codriver.core.plan import Attempt, AttemptPlan, Gate
@@ -20,6 +21,8 @@ from .lineup import Lineup
 # Above this prior the draft streams at once, without waiting for a verdict on its first tokens.
 _SURE = 0.9
 _LEAST_CLOUD_S = 0.3
+# How far the estimate of a prompt's length may be too high.
+_DOUBT = 0.75
 _HAND_OVER_S = 0.25
 
 
@@ -32,6 +35,7 @@ class Ask:
     policy: Policy
     deadline_s: float
     local_only: bool
+    prompt_tokens: int
 
 
 class Decider:
@@ -48,9 +52,10 @@ class Decider:
         options = request.codriver or RequestOptions()
         local_only = options.privacy == "local_only"
         limit_s = min(deadline_s, _seconds(options.deadline_ms, self._config.deadline_s))
-        ask = Ask(request, options, options.policy or self._config.policy, limit_s, local_only)
+        policy = options.policy or self._config.policy
+        ask = Ask(request, options, policy, limit_s, local_only, _likely_tokens(request))
         attempts = self._ordered(ask) if options.engine is None else self._pinned(ask, options.engine)
-        attempts[-1] = self._patient(ask, attempts[-1], alone=len(attempts) == 1)
+        self._be_patient(ask, attempts)
         if attempts[0].start != "at_once":
             attempts[0] = replace(attempts[0], start="at_once")
         budget_usd = options.budget_usd if options.budget_usd is not None else self._config.budget_usd
@@ -70,16 +75,25 @@ class Decider:
         fit: list[str] = []
         refusals: list[CodriverError] = []
         for name in self._lineup.of(locality):
+            if not _writes(self._lineup.engines[name].card):
+                continue
             reason = self._why_not(ask, name)
             if reason is None:
                 fit.append(name)
             else:
                 refusals.append(reason)
-        return fit, refusals
+        return sorted(fit, key=lambda name: not self._has_room(ask, name)), refusals
+
+    def _has_room(self, ask: Ask, name: str) -> bool:
+        """False when the engine is likely to refuse the prompt for its length. Only the engine itself can be sure."""
+        card = self._lineup.engines[name].card
+        # In doubt the cloud is asked: its refusal comes at once, and the vehicle is still there.
+        tokens = ask.prompt_tokens * (_DOUBT if card.locality == "cloud" else 1.0)
+        return not card.context_tokens or tokens < card.context_tokens
 
     def _why_not(self, ask: Ask, name: str) -> CodriverError | None:
         engine = self._lineup.engines[name]
-        if not (engine.card.can("chat") or engine.card.can("completions")):
+        if not _writes(engine.card):
             return UnsupportedModality(f"The model '{name}' does not write text.", param="model")
         try:
             engine.card.refuse_unfit(ask.request)
@@ -112,18 +126,18 @@ class Decider:
     # ------------------------------------------------------------ orders
 
     def _ordered(self, ask: Ask) -> list[Attempt]:
-        vehicle, vehicle_refusals = self._candidates(ask, "vehicle")
+        vehicle: list[str] = []
         cloud: list[str] = []
+        vehicle_refusals: list[CodriverError] = []
         cloud_refusals: list[CodriverError] = []
+        if ask.policy != "cloud-only":
+            vehicle, vehicle_refusals = self._candidates(ask, "vehicle")
         if ask.policy != "vehicle-only" and not ask.local_only:
             cloud, cloud_refusals = self._candidates(ask, "cloud")
-        if ask.policy == "cloud-only":
-            vehicle = []
         if not vehicle and not cloud:
             raise self._no_one(ask, vehicle_refusals, cloud_refusals)
         if not cloud:
-            why = "the only place allowed" if not cloud_refusals else cloud_refusals[0].code.replace("_", " ")
-            return self._all(ask, vehicle, why)
+            return self._all(ask, vehicle, self._why_no_cloud(cloud_refusals))
         if not vehicle:
             return self._all(
                 ask, cloud, "no engine of the vehicle may answer" if ask.policy != "cloud-only" else "asked for"
@@ -133,6 +147,8 @@ class Decider:
     def _both(self, ask: Ask, vehicle: list[str], cloud: list[str]) -> list[Attempt]:
         if ask.policy == "cloud-first":
             return self._cloud_first(ask, vehicle, cloud, "asked to be first")
+        if ask.policy == "auto" and not self._has_room(ask, vehicle[0]) and self._has_room(ask, cloud[0]):
+            return self._cloud_first(ask, vehicle, cloud, "the prompt is likely too long for the vehicle")
         prior = self._lineup.quality.prior(vehicle[0], self._lineup.quality.features(ask.request))
         # A draft whose engine shows no probabilities can be judged only by the prior, and that can be done now.
         blind = not self._lineup.engines[vehicle[0]].card.can("logprobs")
@@ -153,7 +169,9 @@ class Decider:
         ]
 
     def _cloud_first(self, ask: Ask, vehicle: list[str], cloud: list[str], why: str) -> list[Attempt]:
-        reserve_s = self._lineup.paces[vehicle[0]].needed_s(ask.request.limit_tokens)
+        # Time kept back for a vehicle that will refuse is time lost.
+        likely = self._has_room(ask, vehicle[0]) or not self._has_room(ask, cloud[0])
+        reserve_s = self._lineup.paces[vehicle[0]].needed_s(ask.request.limit_tokens) if likely else 0.0
         cloud_s = ask.deadline_s - reserve_s
         safety = [self._attempt(ask, name, "the vehicle's safety net", ask.deadline_s) for name in vehicle]
         if cloud_s < _LEAST_CLOUD_S:
@@ -178,11 +196,20 @@ class Decider:
             on_late_death=options.failover or self._config.failover,
         )
 
-    def _patient(self, ask: Ask, last: Attempt, alone: bool) -> Attempt:
+    def _be_patient(self, ask: Ask, attempts: list[Attempt]) -> None:
+        """The last attempt, and the last that has room for the prompt, may wait as long as there is time."""
+        alone = len(attempts) == 1
+        attempts[-1] = self._patient(ask, attempts[-1], alone)
+        roomy = [self._has_room(ask, attempt.engine) for attempt in attempts]
+        if any(roomy) and not all(roomy):
+            at = len(roomy) - 1 - roomy[::-1].index(True)
+            attempts[at] = self._patient(ask, attempts[at], alone, nobody_else=True)
+
+    def _patient(self, ask: Ask, last: Attempt, alone: bool, nobody_else: bool = False) -> Attempt:
         """The last attempt with the limits that only the client may set lifted: nobody comes after it.
 
-        An engine of the vehicle may take all the time there is for a long prompt, and an answer that is not streamed
-        has its first token with its last.
+        An engine of the vehicle may take all the time there is for a long prompt, one of the cloud too where
+        ``nobody_else`` can read it, and an answer that is not streamed has its first token with its last.
         """
         options = ask.options
         whole = alone and not ask.request.stream
@@ -190,7 +217,7 @@ class Decider:
             return last
         if whole:
             return replace(last, first_token_s=last.total_s, inter_token_s=math.inf)
-        return replace(last, first_token_s=last.total_s) if last.locality == "vehicle" else last
+        return replace(last, first_token_s=last.total_s) if nobody_else or last.locality == "vehicle" else last
 
     def _gate(self, ask: Ask, sure: bool) -> Gate | None:
         """``sure``: only a schema can speak against the draft."""
@@ -204,6 +231,16 @@ class Decider:
             schema=schema,
         )
 
+    def _why_no_cloud(self, refusals: list[CodriverError]) -> str:
+        """What a plan says of a cloud that is not in it."""
+        if not refusals:
+            return "the only place allowed"
+        first = refusals[0]
+        if isinstance(first, NoEngineLeft):
+            paused = not self._lineup.breakers[first.engine].allows()
+            return "the cloud is paused after failures" if paused else "the cloud is still loading"
+        return first.code.replace("_", " ")
+
     @staticmethod
     def _no_one(ask: Ask, vehicle: list[CodriverError], cloud: list[CodriverError]) -> CodriverError:
         """One refusal is told as it is; of several, the vehicle's first, because it is the one that is always there."""
@@ -211,6 +248,19 @@ class Decider:
         if ask.local_only and ask.policy == "cloud-only":
             return NoEngineLeft("The request is local_only, by itself or by its session, and its policy is cloud-only.")
         return refusals[0] if refusals else NoEngineLeft("No engine is set up that may take this request.")
+
+
+def _writes(card: EngineCard) -> bool:
+    return card.can("chat") or card.can("completions")
+
+
+def _likely_tokens(request: ChatRequest) -> int:
+    """An estimate that is rarely too low: English has 4.3 characters to a token and more, other scripts down to one;
+    each message adds its frame.
+    """
+    text = request.text()
+    plain = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
+    return plain // 4 + len(text) - plain + 4 * len(request.messages)
 
 
 def _seconds(milliseconds: float | None, default_s: float) -> float:

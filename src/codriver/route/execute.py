@@ -25,6 +25,7 @@ from codriver.core.errors import (
     LinkDown,
     NoEngineLeft,
     RequestError,
+    UpstreamRejected,
 )
 from codriver.core.messages import ChatChunk, ChatRequest, StreamOptions
 from codriver.core.plan import Attempt, AttemptPlan, PlanError
@@ -394,8 +395,11 @@ class Run:
         """What to tell the client when no attempt led to an answer."""
         if self._cut is not None:
             return self._cut[1]
-        if len(self._errors) == 1 or all(isinstance(error, RequestError) for error in self._errors):
+        if len(self._errors) == 1:
             return self._errors[0]
+        if all(isinstance(error, (RequestError, UpstreamRejected)) for error in self._errors):
+            # Nobody failed: the request is at fault. An engine that says so itself is clearer than a server's refusal.
+            return next((error for error in self._errors if isinstance(error, RequestError)), self._errors[0])
         if self._deadline.expired():
             return DeadlineExceeded("The deadline passed before an engine could answer.")
         told = "; ".join(f"{record.engine}: {record.outcome.removeprefix('skipped:')}" for record in self.records)

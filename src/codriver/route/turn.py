@@ -31,14 +31,16 @@ class Turn:
     """
 
     __slots__ = (
-        "_doubt", "_due_s", "_error", "_fired", "_fresh", "_kept", "_loop", "_over", "_patience_s", "_pump", "_soon_s",
-        "_stream", "_timer", "_waiter",
+        "_at_s", "_doubt", "_due_s", "_error", "_fired", "_fresh", "_kept", "_loop", "_over", "_patience_s", "_pump",
+        "_soon_s", "_stream", "_timer", "_waiter",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, request: ChatRequest, deadline: Deadline) -> None:
         self._stream: AsyncIterator[ChatChunk] = engine.generate(request, deadline)
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        # The timer's time is kept here: what uvloop gives for less than half a millisecond does not know its own.
+        self._timer: asyncio.Handle | None = None
+        self._at_s = float("inf")
         self._due_s = self._soon_s = self._patience_s = float("inf")
         self._doubt: Callable[[], bool] | None = None
         self._waiter: asyncio.Task[Any] | None = None
@@ -85,7 +87,7 @@ class Turn:
         """Give up waits after ``within_s``, as long as ``doubt`` says that there is reason to expect nothing."""
         self._patience_s, self._doubt = within_s, doubt
         self._soon_s = self._loop.time() + within_s
-        if self._waiter is not None and (self._timer is None or self._timer.when() > self._soon_s):
+        if self._waiter is not None and (self._timer is None or self._at_s > self._soon_s):
             self._set_timer(self._soon_s)
 
     def hold(self) -> None:
@@ -116,7 +118,7 @@ class Turn:
         if self._doubt is not None:
             self._soon_s = now_s + self._patience_s
             due_s = self._end_s()
-        if self._timer is None or self._timer.when() > due_s:
+        if self._timer is None or self._at_s > due_s:
             self._set_timer(min(due_s, now_s + _LOOK_S))
 
     def _end_s(self) -> float:
@@ -130,6 +132,7 @@ class Turn:
 
     def _set_timer(self, due_s: float) -> None:
         self._disarm()
+        self._at_s = due_s
         self._timer = self._loop.call_at(due_s, self._fire)
 
     def _disarm(self) -> None:
@@ -138,13 +141,13 @@ class Turn:
             self._timer = None
 
     def _fire(self) -> None:
-        timer, self._timer = self._timer, None
-        if self._waiter is None or timer is None:
+        self._timer = None
+        if self._waiter is None:
             return
         end_s = self._end_s()
         # A hair of tolerance, because a timer may fire a rounding error before its time.
-        if not self._fired and timer.when() + 1e-4 < end_s:
-            self._set_timer(min(end_s, timer.when() + _LOOK_S))
+        if not self._fired and self._at_s + 1e-4 < end_s:
+            self._set_timer(min(end_s, self._at_s + _LOOK_S))
             return
         self._fired += 1
         self._waiter.cancel()

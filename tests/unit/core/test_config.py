@@ -90,6 +90,50 @@ def test_bad_environment_and_missing_file(tmp_path: Path) -> None:
         load(Car, tmp_path / "none.toml")
 
 
+@dataclass(frozen=True)
+class Cloud:
+    link: Link = field(default_factory=Link)
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("CODRIVER_ENGIN_THREADS", "Did you mean 'CODRIVER_ENGINE_THREADS'?"),
+        ("CODRIVER_HOMES", "Did you mean 'CODRIVER_HOME'?"),
+        ("CODRIVER_XYZ", "Settings begin with CODRIVER_ENGINE_…, CODRIVER_LINK_…"),
+    ],
+)
+def test_a_variable_that_sets_nothing_is_told(key: str, sentence: str) -> None:
+    with pytest.raises(UnknownConfigKey) as caught:
+        load(Car, env={key: "1"})
+    assert f"Unknown configuration key '{key}' (environment)" in caught.value.message
+    assert sentence in caught.value.message
+
+
+def test_variables_that_others_read_are_left_alone() -> None:
+    env = {
+        "CODRIVER_HOME": "/x", "CODRIVER_API_KEY": "k", "CODRIVER_MY_API_KEY": "k", "CODRIVER_TEST_DATA": "/d",
+        "CODRIVER_SERVICE_HOST": "10.0.0.1", "CODRIVER_PORT_8000_TCP_ADDR": "10.0.0.1", "CODRIVER_PORT": "tcp://x:1",
+        "CODRIVER_LINK_SERVICE_HOST": "10.0.0.1", "CODRIVER_LINK_PORT": "tcp://10.0.0.1:80", "CODRIVERS": "1",
+    }  # fmt: skip
+
+    assert load(Car, env=env) == Car()
+
+
+def test_two_roles_may_share_an_environment() -> None:
+    env = {"CODRIVER_ENGINE_THREADS": "4", "CODRIVER_LINK_WATCH": "off"}
+    assert load(Cloud, env=env, others=[Car]).link == Link(watch=False)
+    with pytest.raises(UnknownConfigKey, match="CODRIVER_ENGINE_THREADS"):
+        load(Cloud, env=env)
+
+
+def test_a_folder_or_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadConfigValue, match=r"is a folder: name a TOML file\.$"):
+        load(Car, tmp_path)
+    with pytest.raises(BadConfigValue, match=r"cannot be read: Not a directory\.$"):
+        load(Car, toml(tmp_path, "") / "inside")
+
+
 def test_every_setting_describes_itself() -> None:
     told = {each.key: each for each in describe(Car)}
     assert told["engine.mode"].type == "fast | exact"

@@ -53,6 +53,24 @@ def test_internal_members_cannot_be_sent_from_outside() -> None:
         (body(stream=1), "'stream'", "stream"),
         (body(codriver={"polcy": "auto"}), "'codriver'", "codriver"),
         (body(codriver={"policy": "fastest"}), "'codriver.policy'", "codriver.policy"),
+        (body(codriver={"policy": "fastest"}), "Allowed: auto, vehicle-only, cloud-only,", "codriver.policy"),
+        (body(messages=[{"role": "robot"}]), "Allowed: system, developer, user,", "messages[0].role"),
+        (body(user="ab").replace(b"ab", b"a\xff"), "it is not UTF-8: byte 0xff at position 60", None),
+        (body(n=0), "'n' is 0, and must be from 1 to 128.", "n"),
+        (body(n=129), "from 1 to 128", "n"),
+        (body(top_p=1.5), "'top_p' is 1.5, and must be from 0 to 1.", "top_p"),
+        (body(temperature=-1), "from 0 to 2", "temperature"),
+        (body(temperature=2.1), "from 0 to 2", "temperature"),
+        (body(max_tokens=0), "'max_tokens' is 0, and must be from 1 to", "max_tokens"),
+        (body(max_completion_tokens=-1), "must be from 1 to", "max_completion_tokens"),
+        (body(max_tokens=10**30), "must be from 1 to 2147483647", "max_tokens"),
+        (body(presence_penalty=3), "from -2 to 2", "presence_penalty"),
+        (body(frequency_penalty=-3), "from -2 to 2", "frequency_penalty"),
+        (body(logprobs=True, top_logprobs=21), "from 0 to 20", "top_logprobs"),
+        (body(top_logprobs=2), "'top_logprobs' needs 'logprobs' to be true.", "top_logprobs"),
+        (body(stop=[str(i) for i in range(17)]), "at most 16 texts", "stop"),
+        (body(stop=["a", ""]), "none of them empty", "stop"),
+        (body(stop=""), "none of them empty", "stop"),
         (body(messages=[{"role": "user", "content": [{"type": "video"}]}]), "'messages[0].content[0].type'", None),
     ],
 )
@@ -62,6 +80,12 @@ def test_a_bad_body_names_the_member(sent: bytes, sentence: str, param: str | No
     assert sentence in caught.value.message
     if param:
         assert caught.value.param == param
+
+
+def test_what_stands_at_the_ends_of_the_ranges_is_taken() -> None:
+    sent = {"n": 1, "top_p": 0, "temperature": 2, "max_tokens": 1, "stop": ["x"] * 16, "presence_penalty": -2}
+    assert parse_chat(body(**sent, logprobs=True, top_logprobs=20)).n == 1
+    assert parse_chat(body(n=128, top_p=1, temperature=0, stop="x", frequency_penalty=2, max_tokens=None)).n == 128
 
 
 def test_parts_modalities_and_text() -> None:

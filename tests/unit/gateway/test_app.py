@@ -18,6 +18,8 @@ from codriver.core.messages import RequestOptions
 from codriver.core.wire import decode_chunk, decode_whole
 from codriver.gateway import Gateway, GatewayConfig, serve
 from codriver.observe.metrics import Metrics
+from codriver.route.hybrid import HybridEngine
+from codriver.route.lineup import Lineup
 
 from .serving import CHAT, HELLO, STREAM, USAGE, Scripted, ask, chunk, get, http, running, speak
 
@@ -230,6 +232,25 @@ async def test_metrics_count_by_route() -> None:
             "malformed_body",
             "x-codriver-deadline-ms",
         ),
+        (
+            http("POST", CHAT_PATH, CHAT[:-1] + b',"codriver":{"policy":"fast"}}'),
+            400,
+            "malformed_body",
+            "Allowed: auto, vehicle-only",
+        ),
+        (
+            http("POST", CHAT_PATH, CHAT, "x-codriver-session: " + "s" * 257),
+            400,
+            "malformed_body",
+            "'codriver.session' has 257 characters, and may have 256 at most.",
+        ),
+        (http("POST", CHAT_PATH, CHAT[:-1] + b',"n":0}'), 400, "malformed_body", "'n' is 0, and must be from 1 to 128"),
+        (
+            http("POST", "/v1/completions", b'{"prompt":"x","temperature":3}'),
+            400,
+            "malformed_body",
+            "'temperature' is 3",
+        ),
         (http("POST", CHAT_PATH, CHAT, "x-codriver-deadline-ms: nan"), 400, "malformed_body", "deadline_ms"),
         (http("POST", CHAT_PATH, CHAT[:-1] + b',"codriver":{"deadline_ms":-1}}'), 400, "malformed_body", "deadline_ms"),
         (http("POST", CHAT_PATH, CHAT[:-1] + b',"codriver":{"polcy":"auto"}}'), 400, "malformed_body", "polcy"),
@@ -294,6 +315,60 @@ async def test_options_from_body_and_headers() -> None:
         await ask(server.port, CHAT_PATH, body, *headers)
     expected = RequestOptions(policy="cloud-only", first_token_ms=250.0, session="s1")
     assert engine.requests[0].codriver == expected
+
+
+@pytest.mark.parametrize(
+    ("members", "headers"),
+    [
+        (b'{"privacy":"any"}', ("x-codriver-privacy: local_only",)),
+        (b'{"privacy":"local_only"}', ("x-codriver-privacy: any",)),
+        (b'{"privacy":"local_only","privacy":"any"}', ()),
+        (b'{"privacy":"any","privacy":"local_only"}', ()),
+        (b'{"privacy":"local_only"},"codriver":{}', ()),
+        (b'{"privacy":"local_only"},"codriver":null', ()),
+        (b'{"privacy":"local_only"},"x":"\xff","y":' + b"9" * 5000 + b',"codriver":{}', ()),
+        (b"{}", ("x-codriver-privacy: local_only", "x-codriver-privacy: any")),
+        (b"{}", ("x-codriver-privacy: any", "x-codriver-privacy: local_only")),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT_PATH, "/v1/completions"])
+async def test_of_two_words_on_privacy_the_stricter_counts(path: str, members: bytes, headers: tuple[str, ...]) -> None:
+    engine = Scripted(*HELLO)
+    body = CHAT[:-1] + b',"prompt":"hi","codriver":' + members + b"}"
+    async with running(engine) as server:
+        reply = await ask(server.port, path, body, *headers)
+    assert reply.status == 200, reply.body
+    assert engine.requests[0].codriver.privacy == "local_only"
+
+
+async def test_the_word_in_a_message_is_no_wish_for_privacy() -> None:
+    engine = Scripted(*HELLO)
+    body = b'{"messages":[{"role":"user","content":"codriver privacy local_only"}],"codriver":{"policy":"auto"}}'
+    async with running(engine) as server:
+        await ask(server.port, CHAT_PATH, body)
+        await ask(server.port, CHAT_PATH, b'{"messages":[{"role":"user","content":"local_only"}]}')
+    assert [request.codriver for request in engine.requests] == [RequestOptions(policy="auto"), None]
+
+
+async def test_each_key_has_its_own_conversations() -> None:
+    engine = Scripted(*HELLO)
+    body = CHAT[:-1] + b',"codriver":{"session":"trip"}}'
+    async with running(engine, api_keys=("alice", "bob")) as server:
+        await ask(server.port, CHAT_PATH, body, "Authorization: Bearer alice")
+        await ask(server.port, CHAT_PATH, CHAT, "Authorization: Bearer bob", "x-codriver-session: trip")
+        await ask(server.port, CHAT_PATH, body, "Authorization: Bearer alice")
+    first, second, third = (request.codriver.session for request in engine.requests)
+    assert first == third != second
+    assert first == hashlib.sha256(b"alice").hexdigest()[:16] + ":trip"
+
+
+async def test_bob_does_not_go_on_with_alices_conversation() -> None:
+    engine = Scripted(*HELLO)
+    body = CHAT[:-1] + b',"codriver":{"session":"trip"}}'
+    async with running(HybridEngine(Lineup({"v": engine})), api_keys=("alice", "bob")) as server:
+        for key in ("alice", "bob", "alice"):
+            assert (await ask(server.port, CHAT_PATH, body, f"Authorization: Bearer {key}")).status == 200
+    assert [len(request.messages) for request in engine.requests] == [1, 1, 3]
 
 
 async def test_a_local_only_request_never_reaches_a_cloud_engine() -> None:

@@ -58,6 +58,7 @@ class Faulty(TextOnly):
     capabilities: frozenset[Capability] = EVERY
     tool: bool = False
     state: Literal["ready", "loading", "busy", "down"] = "ready"
+    context_tokens: int = 4096
     calls: int = 0
     open: int = 0
     requests: list[ChatRequest] = field(default_factory=list)
@@ -65,7 +66,12 @@ class Faulty(TextOnly):
     @property
     def card(self) -> EngineCard:  # type: ignore[override]
         return EngineCard(
-            self.name, self.locality, self.name, capabilities=self.capabilities, price=self.price, context_tokens=4096
+            self.name,
+            self.locality,
+            self.name,
+            capabilities=self.capabilities,
+            price=self.price,
+            context_tokens=self.context_tokens,
         )
 
     @property

@@ -17,7 +17,7 @@ from codriver.core.errors import (
     UnsupportedModality,
     UnsupportedParameter,
 )
-from codriver.core.messages import FunctionSpec, ResponseFormat, Tool
+from codriver.core.messages import FunctionSpec, Message, ResponseFormat, Tool
 from codriver.core.plan import AttemptPlan
 from codriver.core.virtual import run_virtual
 from codriver.route.config import RouteConfig
@@ -169,6 +169,11 @@ def test_engines_that_cannot_take_the_request_are_left_out() -> None:
     assert order(plan(Faulty("v", state="down"), Faulty("w"), Faulty("c", "cloud"))) == ["w", "c"]
 
 
+def test_adapters_keep_a_request_off_engines_that_have_none() -> None:
+    v = Faulty("v", capabilities=EVERY | {"lora"})
+    assert order(plan(v, Faulty("c", "cloud"), lora=[{"name": "x"}])) == ["v"]
+
+
 def test_an_embedder_is_not_asked_to_chat() -> None:
     embedder = Faulty("e", capabilities=frozenset({"embeddings"}))
     assert order(plan(Faulty("v"), embedder, Faulty("c", "cloud"))) == ["v", "c"]
@@ -186,6 +191,78 @@ def test_an_open_breaker_takes_its_engine_out() -> None:
     assert run_virtual(main()) == ["v"]
 
 
+def with_cloud_paused(**options: Any) -> AttemptPlan:
+    async def main() -> AttemptPlan:
+        lineup = lineup_of(*both(), Faulty("e", capabilities=frozenset({"embeddings"})))
+        for _ in range(3):
+            lineup.breakers["c"].failed(EngineDied("x"))
+        return Decider(lineup).plan(ask(codriver=options or None))
+
+    return run_virtual(main())
+
+
+def test_a_plan_says_that_the_cloud_is_paused() -> None:
+    assert "v (the cloud is paused after failures)" in with_cloud_paused().explain()
+    assert "v (link down)" in plan(state="down").explain()
+    loading = plan(Faulty("v"), Faulty("c", "cloud", state="loading"))
+    assert "v (the cloud is still loading)" in loading.explain()
+
+
+def test_where_only_the_cloud_may_answer_its_refusal_is_told() -> None:
+    with pytest.raises(NoEngineLeft, match="The engine 'c' keeps failing and is given a pause"):
+        with_cloud_paused(policy="cloud-only")
+
+
+# ---------------------------------------------------------------- long prompts
+
+WORDS_3000 = {"messages": [Message(role="user", content="station " * 1500 + "road " * 1500)]}
+
+
+def small_and_big(vehicle_tokens: int = 2048, cloud_tokens: int = 4096) -> tuple[Faulty, ...]:
+    return Faulty("v", context_tokens=vehicle_tokens), Faulty("c", "cloud", context_tokens=cloud_tokens)
+
+
+@pytest.mark.parametrize("policy", ["auto", "cloud-first"])
+def test_a_prompt_that_only_the_cloud_can_read_goes_there_with_patience(policy: Any) -> None:
+    made = plan(*small_and_big(), prior=0.95, policy=policy, deadline_ms=20_000, request=WORDS_3000)
+    assert order(made) == ["c", "v"]
+    assert (made.attempts[0].first_token_s, made.attempts[0].total_s) == (20, 20)
+    assert made.attempts[1].first_token_s == 20
+
+
+def test_a_prompt_that_only_the_cloud_can_read_says_why() -> None:
+    made = plan(*small_and_big(), request=WORDS_3000)
+    assert "c (the prompt is likely too long for the vehicle)" in made.explain()
+
+
+def test_the_order_that_the_client_asked_for_stays_and_the_cloud_is_patient() -> None:
+    made = plan(*small_and_big(), policy="vehicle-first", request=WORDS_3000)
+    assert order(made) == ["v", "c"]
+    assert made.attempts[1].first_token_s == made.attempts[1].total_s > 20
+
+
+def test_the_clients_own_limit_is_kept_for_a_long_prompt_too() -> None:
+    made = plan(*small_and_big(), policy="cloud-first", first_token_ms=700, request=WORDS_3000)
+    assert made.attempts[0].first_token_s == 0.7
+
+
+def test_a_prompt_that_nobody_can_read_is_planned_as_any_other() -> None:
+    made = plan(*small_and_big(1300, 1300), policy="cloud-first", request=WORDS_3000)
+    assert (order(made), made.attempts[0].first_token_s) == (["c", "v"], 6)
+    assert made.attempts[0].total_s < 30
+
+
+def test_of_two_engines_on_board_the_one_with_room_is_first() -> None:
+    made = plan(Faulty("v", context_tokens=2048), Faulty("w", context_tokens=8192), request=WORDS_3000)
+    assert order(made) == ["w", "v"]
+    assert [attempt.first_token_s for attempt in made.attempts] == [30, 30]
+
+
+def test_scripts_without_spaces_count_a_token_a_character() -> None:
+    wanted = {"messages": [Message(role="user", content="\u8def" * 2500)]}
+    assert order(plan(*small_and_big(), request=wanted)) == ["c", "v"]
+
+
 @pytest.mark.parametrize(
     ("engines", "state", "options", "error", "sentence"),
     [
@@ -197,6 +274,14 @@ def test_an_open_breaker_takes_its_engine_out() -> None:
             NoEngineLeft,
             "No engine is set up that may take this request.",
         ),
+        (
+            (Faulty("v"), Faulty("e", capabilities=frozenset({"embeddings"}))),
+            "up",
+            {"policy": "cloud-only"},
+            NoEngineLeft,
+            "No engine is set up that may take this request.",
+        ),
+        (both(), "up", {"engine": "c", "lora": [{"name": "x"}]}, UnsupportedParameter, "not support 'codriver.lora'"),
         ((Faulty("c", "cloud"),), "up", {"privacy": "local_only"}, NoEngineLeft, "No engine is set up"),
         ((Faulty("v"),), "up", {"engine": "x"}, UnknownModel, "There is no engine 'x'. Known: v."),
         (both(), "up", {"engine": "c", "privacy": "local_only"}, NoEngineLeft, "'c' is not in the vehicle"),

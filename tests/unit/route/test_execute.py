@@ -19,6 +19,8 @@ from codriver.core.errors import (
     LinkDown,
     NoEngineLeft,
     PromptTooLong,
+    UnsupportedParameter,
+    UpstreamRejected,
 )
 from codriver.core.messages import (
     Delta,
@@ -624,6 +626,21 @@ def test_the_verdict_names_every_engine_and_keeps_the_callers_own_mistake() -> N
     assert isinstance(got.error, PromptTooLong)
     got = through_plan(plan, ask(), TooLong("v"), Faulty("c", "cloud", fault=Fault("refuse")))
     assert isinstance(got.error, NoEngineLeft)
+
+
+def test_a_request_that_everybody_refuses_is_the_callers_mistake() -> None:
+    class Picky(Faulty):
+        def _refuse(self) -> None:
+            raise UnsupportedParameter("n must be 1", param="n")
+
+    rejecting = Faulty("c", "cloud", fault=Fault("reject"))
+    for plan in (plan_of(*CLOUD_FIRST), plan_of(attempt("v", start="at_once"), attempt("c", "cloud"))):
+        got = through_plan(plan, ask(), Picky("v"), rejecting)
+        assert isinstance(got.error, UnsupportedParameter)
+        assert (got.error.message, got.error.param, got.error.status) == ("n must be 1", "n", 400)
+    got = through_plan(plan_of(*CLOUD_FIRST), ask(), Faulty("v", fault=Fault("reject")), rejecting)
+    assert isinstance(got.error, UpstreamRejected)
+    assert got.error.message == "rejected"
 
 
 def test_a_cut_answer_tells_why_it_was_cut_and_not_why_nobody_went_on() -> None:

@@ -32,5 +32,5 @@ def show(role: Role = "vehicle") -> None:
 @app.command()
 def check(file: Annotated[Path, typer.Argument(help="A TOML file.")], role: Role = "vehicle") -> None:
     """Load a file as the process would, with the environment over it; an error names the key and what is allowed."""
-    load(_CLASSES[role], file, os.environ)
+    load(_CLASSES[role], file, os.environ, others=_CLASSES.values())
     typer.echo(f"{file}: all keys and values are known")

@@ -90,7 +90,7 @@ def cloud(
         "engine.upstream_url": upstream_url,
         "engine.upstream_model": upstream_model,
     }
-    loaded = load(CloudConfig, config, os.environ, {**set_only(flags), **given(settings)})
+    loaded = load(CloudConfig, config, os.environ, {**set_only(flags), **given(settings)}, [VehicleConfig])
     if pull and not loaded.engine.upstream_url:
         fetch_missing([loaded.engine.model], loaded.catalogue)
     run_loop(run(CLOUD, Cloud(loaded), lambda one: _serve(one, ready_file, parent_pid)))

@@ -1,0 +1,59 @@
+"""Waits that end in time on the loop that the server really runs on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import uvloop
+
+from codriver.core.deadline import Deadline
+from codriver.core.errors import FirstTokenTimeout, NoEngineLeft
+from codriver.core.messages import ChatChunk, ChatRequest
+from codriver.engines.null import Null, NullConfig
+from codriver.route.config import RouteConfig
+from codriver.route.hybrid import HybridEngine
+from codriver.route.lineup import Lineup
+from tests.unit.route.drive import ask
+
+
+class Hanging(Null):
+    """Takes a request and never says a word."""
+
+    async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncIterator[ChatChunk]:
+        await asyncio.Event().wait()
+        yield ChatChunk()
+
+
+async def answered(policy: str, first_token_ms: float) -> tuple[str, list[str]]:
+    """What came of a request: the text or the error, and each attempt's outcome."""
+    engines = {"v": Null(NullConfig(id="v")), "c": Hanging(NullConfig(id="c", locality="cloud"))}
+    hybrid = HybridEngine(Lineup(engines), RouteConfig())
+    request = ask(codriver={"policy": policy, "first_token_ms": first_token_ms})
+    text, outcomes = "", []
+    async with asyncio.timeout(5):
+        async for chunk in hybrid.generate(request, Deadline.after(20)):
+            text += chunk.text()
+            if isinstance(chunk.codriver, dict):
+                outcomes = [attempt["outcome"] for attempt in chunk.codriver.get("attempts", [])]
+    return text, outcomes
+
+
+@pytest.mark.parametrize("first_token_ms", [0.001, 0.4, 0.6, 3.0])
+def test_a_very_short_wait_ends_at_once(first_token_ms: float) -> None:
+    began_s = time.monotonic()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with pytest.raises(FirstTokenTimeout, match="The engine 'c' gave no first token in time"):
+            runner.run(answered("cloud-only", first_token_ms))
+        try:
+            text, outcomes = runner.run(answered("cloud-first", first_token_ms))
+        except NoEngineLeft as error:
+            # In so short a time the other engine may be late too.
+            assert error.message == "No engine could answer (c: first_token_timeout; v: first_token_timeout)."
+            assert first_token_ms < 1
+        else:
+            assert text
+            assert outcomes == ["first_token_timeout", "answered"]
+    assert time.monotonic() - began_s < 2
