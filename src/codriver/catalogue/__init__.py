@@ -1,6 +1,6 @@
 """The model catalogue: files pinned by sha256, where they come from, and the store they are pulled into.
 
-Rule kept here: a path handed out by the store is a whole file whose sha256 was checked when it was written.
+Rule kept here: a path handed out for loading is a whole file whose sha256 was checked as the file is now.
 Nothing is loaded or run here; engines do that.
 """
 

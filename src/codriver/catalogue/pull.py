@@ -26,6 +26,7 @@ from .download import Download
 from .entry import CatalogueEntry, Part, Source
 from .part_file import PartFile
 from .progress import Progress, Silent
+from .proof import remember
 from .sources import Place, PullSettings, locate, open_session
 from .store import BLOCK_BYTES, Store, disk_errors, disk_full, free_bytes, mismatch, tree_bytes
 
@@ -190,6 +191,7 @@ class _Pull:
     def _install(self, path: Path) -> Path:
         target = self._store.target(self._entry)
         os.replace(path, target)
+        remember(target, self._entry.sha256, target.stat())
         _flush_folder(target.parent)
         self._clear()
         self._progress.update(self._entry.bytes, self._entry.bytes, "done")

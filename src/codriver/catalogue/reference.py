@@ -28,19 +28,20 @@ class ModelFile:
 
 
 def resolve(reference: str, catalogue: Catalogue, store: Store) -> ModelFile:
-    """The file that ``reference`` means.
+    """The file that ``reference`` means; a catalogue entry's is the pinned one, byte for byte.
 
-    Raises ``MissingFile`` (not pulled, or no such path) and ``UnknownEntry`` (neither a path nor a known name).
+    Raises ``MissingFile`` (not pulled, or no such path), ``ChecksumMismatch`` (changed since it was pulled) and
+    ``UnknownEntry`` (neither a path nor a known name).
     """
     if reference in catalogue.names():
         entry = catalogue.entry(reference)
-        return ModelFile(entry.name, store.path(entry), entry)
+        return ModelFile(entry.name, store.checked(entry), entry)
     if reference.startswith("file:"):
         return _own(reference.removeprefix("file:").removeprefix("//"))
     if reference.endswith(".gguf") or reference.startswith(("/", "./", "../", "~")):
         return _own(reference)
     entry = catalogue.entry(reference)  # raises, with the nearest names
-    return ModelFile(entry.name, store.path(entry), entry)
+    return ModelFile(entry.name, store.checked(entry), entry)
 
 
 def _own(text: str) -> ModelFile:

@@ -2,8 +2,9 @@
 
 The sha256 in the path means that a changed pin never finds the old bytes, and that two names for one file share it.
 Rule: the final path appears only by ``os.replace`` of a verified, flushed file, so a file of the right size there is a
-whole one. Work in progress lives in ``.pull`` beside it. One writer at a time: an advisory lock per file, held in
-``ROOT/locks`` (never deleted, as deleting a lock file that another process waits on would let two in).
+whole one; and :meth:`Store.checked` hashes it once more whenever it was touched since. Work in progress lives in
+``.pull`` beside it. One writer at a time: an advisory lock per file, held in ``ROOT/locks`` (never deleted, as deleting
+a lock file that another process waits on would let two in).
 """
 
 from __future__ import annotations
@@ -25,11 +26,16 @@ from codriver.core.errors import ChecksumMismatch, DiskFull, MissingFile, SetupE
 
 from .entry import CatalogueEntry
 from .progress import Progress, Silent
+from .proof import known_sha256, note_of, remember
 
-State = Literal["missing", "partial", "present"]
+State = Literal["missing", "partial", "present", "corrupt"]
 
 BLOCK_BYTES = 1 << 20
 LOCK_POLL_S = 0.2
+_NOT_WRITABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
+    | {errno.ENOENT, errno.EINVAL}  # what a file system that takes no folders (such as /proc) says
+)
 
 
 def default_root() -> Path:
@@ -56,20 +62,41 @@ class Store:
         return self.target(entry).parent / ".pull"
 
     def state(self, entry: CatalogueEntry) -> State:
-        """By name and size, without hashing. A file of the wrong size counts as ``partial``: a pull mends it."""
+        """By name and size, without hashing. A file of the wrong size counts as ``partial``: a pull mends it.
+
+        ``corrupt`` is told only of a file that was hashed before, as it is now, and was wrong; a pull mends it, too.
+        """
         target = self.target(entry)
         if target.is_file():
-            return "present" if target.stat().st_size == entry.bytes else "partial"
+            if target.stat().st_size != entry.bytes:
+                return "partial"
+            return "present" if known_sha256(target) in (None, entry.sha256) else "corrupt"
         workspace = self.workspace(entry)
         return "partial" if workspace.is_dir() and any(workspace.iterdir()) else "missing"
 
     def path(self, entry: CatalogueEntry) -> Path:
-        """The local path of a pulled file; ``MissingFile`` with the command that mends it otherwise."""
+        """The local path of a pulled file. ``MissingFile``, ``ChecksumMismatch``: with the command that mends it."""
         state = self.state(entry)
         if state == "present":
             return self.target(entry)
+        if state == "corrupt":
+            raise _corrupt(entry, self.target(entry), known_sha256(self.target(entry)) or "other bytes")
         what = "is not on this machine" if state == "missing" else "is only partly on this machine"
         raise MissingFile(f"{entry.name} {what}. Run: codriver models pull {entry.name}", param=entry.name)
+
+    def checked(self, entry: CatalogueEntry) -> Path:
+        """The path, as :meth:`path`, of a file whose bytes are the pinned ones: hashed now, if not as it is before.
+
+        The first time reads the whole file (about a second per gigabyte) and leaves a note; later ones read the note.
+        """
+        path = self.path(entry)
+        if known_sha256(path) is None:
+            before = path.stat()
+            got = hash_file(path)
+            remember(path, got, before)
+            if got != entry.sha256:
+                raise _corrupt(entry, path, got)
+        return path
 
     @asynccontextmanager
     async def writing(
@@ -89,7 +116,8 @@ class Store:
     @contextmanager
     def writing_now(self, entry: CatalogueEntry) -> Iterator[None]:
         """Hold the lock, or raise ``SetupError`` at once when a pull holds it."""
-        descriptor = self._open_lock(entry)
+        with disk_errors(self.root, lambda: 0):
+            descriptor = self._open_lock(entry)
         try:
             if not _try_lock(descriptor):
                 raise SetupError(f"{entry.name} is being pulled by another process. Wait for it or stop it first.")
@@ -119,7 +147,7 @@ def disk_errors(folder: Path, needed_bytes: Callable[[], int]) -> Iterator[None]
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(folder, needed_bytes()) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _NOT_WRITABLE:
             raise SetupError(
                 f"Cannot write in {folder}: {error.strerror}. Set CODRIVER_HOME to a folder that you may write in."
             ) from error
@@ -160,18 +188,29 @@ def hash_file(path: Path, on_bytes: Callable[[int], None] = lambda done: None) -
 
 async def verify(entry: CatalogueEntry, store: Store, progress: Progress | None = None) -> Path:
     """Hash the file again. ``MissingFile`` when absent; ``ChecksumMismatch`` (and the file is removed) when wrong."""
-    path = store.path(entry)
+    path = store.target(entry) if store.state(entry) == "corrupt" else store.path(entry)
     watch = progress or Silent()
     loop = asyncio.get_running_loop()
 
     def tell(done: int) -> None:
         loop.call_soon_threadsafe(watch.update, done, entry.bytes, "verifying")
 
+    before = path.stat()
     got = await asyncio.to_thread(hash_file, path, tell)
     if got != entry.sha256:
         path.unlink(missing_ok=True)
+        note_of(path).unlink(missing_ok=True)
         raise mismatch(path.name, entry.sha256, got)
+    remember(path, got, before)
     return path
+
+
+def _corrupt(entry: CatalogueEntry, path: Path, got: str) -> ChecksumMismatch:
+    return ChecksumMismatch(
+        f"{path} was changed since it was pulled: sha256 {entry.sha256} expected, got {got}. "
+        f"It is not used. Run: codriver models pull {entry.name}",
+        param=entry.name,
+    )
 
 
 def mismatch(what: str, expected: str, got: str, hint: str = "Pull it again.") -> ChecksumMismatch:
@@ -190,6 +229,7 @@ def remove(entry: CatalogueEntry, store: Store) -> int:
         freed = tree_bytes(workspace) + (target.stat().st_size if target.is_file() else 0)
         shutil.rmtree(workspace, ignore_errors=True)
         target.unlink(missing_ok=True)
+        note_of(target).unlink(missing_ok=True)
         if not any(folder.iterdir()):  # an entry with the same bytes under another file name may share the folder
             folder.rmdir()
     return freed

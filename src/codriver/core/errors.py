@@ -15,7 +15,8 @@
     └── SetupError              the operator can mend it (exit code 2)
         ├── UnknownConfigKey    BadConfigValue      MissingFile          MissingExtra
         ├── UnknownEntry        ChecksumMismatch    SourceUnavailable    DiskFull
-        └── PortInUse           CertificateError    NoCloudConfigured    ChildDied
+        ├── PortInUse           CertificateError    NoCloudConfigured    ChildDied
+        └── BadModelFile
 
 Each class has a stable ``code``, an HTTP ``status``, a ``retryable`` flag and a page section in
 ``docs/errors.md``. The message is the public sentence: it never holds a request's text or a secret.
@@ -218,6 +219,12 @@ class UnknownEntry(SetupError):
 
 class ChecksumMismatch(SetupError):
     code = "checksum_mismatch"
+
+
+class BadModelFile(SetupError):
+    """A model file that exists and cannot be loaded: no model, cut, damaged, or of an unknown version."""
+
+    code = "bad_model_file"
 
 
 class SourceUnavailable(SetupError):

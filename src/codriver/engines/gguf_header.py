@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from codriver.core.errors import EngineUnavailable, MissingFile
+from codriver.core.errors import BadModelFile, MissingFile
 
 Scalar = int | float | bool | str
 
@@ -64,9 +64,12 @@ class _Cut(Exception):
 
 
 class _Cursor:
+    """``within`` says what is being read, for the sentence about a file that cannot be."""
+
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self.at = 0
+        self.within = "the first 24 bytes"
 
     def number(self, code: str, size: int) -> int | float | bool:
         if self.at + size > len(self._data):
@@ -116,36 +119,49 @@ class _Cursor:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Errors: :class:`MissingFile`; :class:`EngineUnavailable` when the file is no GGUF, cut or damaged."""
+    """Errors: :class:`MissingFile`; :class:`BadModelFile` when the file is no GGUF, cut or damaged."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read(_Cursor(data), path)
+            cursor = _Cursor(data)
+            try:
+                return _read(cursor, path)
+            except _Cut:
+                raise _unusable(
+                    path, f"reading stopped in {cursor.within}, at byte {min(cursor.at, len(data))} of {len(data)}"
+                ) from None
     except FileNotFoundError:
         raise MissingFile(f"The model file {path} does not exist. `codriver models pull` fetches models.") from None
     except ValueError:  # an empty file cannot be mapped
-        raise EngineUnavailable(f"The model file {path.name} is empty; pull it again.") from None
+        raise _unusable(path, "it is empty") from None
     except OSError as error:
         raise MissingFile(f"The model file {path} cannot be read: {error.strerror}.") from error
-    except _Cut:
-        raise EngineUnavailable(f"The model file {path.name} is cut or damaged; pull it again.") from None
+
+
+def _unusable(path: Path, why: str) -> BadModelFile:
+    return BadModelFile(
+        f"The model file {path.absolute()} is not a usable GGUF file: {why}. Give a whole GGUF file, or a name that "
+        "`codriver models list` shows."
+    )
 
 
 def _read(cursor: _Cursor, path: Path) -> GgufHeader:
     magic = int(cursor.number("<I", 4))
-    version = int(cursor.number("<I", 4))
     if magic != 0x46554747:
-        raise EngineUnavailable(f"The model file {path.name} is not a GGUF file.")
+        raise _unusable(path, "it does not begin with the letters GGUF")
+    version = int(cursor.number("<I", 4))
     if version not in (2, 3):
-        raise EngineUnavailable(f"The model file {path.name} has GGUF version {version}; versions 2 and 3 are read.")
+        raise _unusable(path, f"it has GGUF version {version}; versions 2 and 3 are read")
     tensors, pairs = cursor.count(), cursor.count()
     if tensors > _SANE_COUNT or pairs > _SANE_COUNT:
         raise _Cut
+    cursor.within = "its metadata"
     metadata: dict[str, Scalar] = {}
     for _ in range(pairs):
         key = cursor.text()
         value = cursor.value(int(cursor.number("<I", 4)))
         if value is not None:
             metadata[key] = value
+    cursor.within = "its list of tensors"
     sums: dict[str, int] = {}
     end = 0
     for _ in range(tensors):
@@ -154,8 +170,9 @@ def _read(cursor: _Cursor, path: Path) -> GgufHeader:
         end = max(end, offset + size)
     alignment = metadata.get("general.alignment", 32)
     step = alignment if isinstance(alignment, int) and alignment > 0 else 32
-    if -(-cursor.at // step) * step + end > path.stat().st_size:
-        raise _Cut
+    begin, size_bytes = -(-cursor.at // step) * step, path.stat().st_size
+    if begin + end > size_bytes:
+        raise _unusable(path, f"its weights need {begin + end} bytes, and the file ends after {size_bytes}")
     return GgufHeader(metadata, sums)
 
 

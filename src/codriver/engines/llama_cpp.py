@@ -12,7 +12,8 @@ with a finish reason and llama.cpp's own end mark, or with an error.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from codriver.core.errors import BadConfigValue, EngineDied, EngineUnavailable, 
 from codriver.core.messages import ChatChunk, ChatRequest, Delta, Message, Tool
 
 from .gguf_header import read_header
+from .llama_cpp_calls import BareCallReader
 from .llama_cpp_config import LlamaCppConfig
 from .llama_cpp_prefix import PrefixFolder, PrefixState, prefix_key, prefix_tokens, restore, warm
 from .llama_cpp_request import Dialect, Prepared, prepare, refusal
@@ -75,7 +77,9 @@ class LlamaCpp(TextOnly):
 
     @classmethod
     async def start(cls, config: LlamaCppConfig, clock: Clock = SYSTEM_CLOCK) -> LlamaCpp:
-        """A ready engine. Errors: :class:`MissingFile`, :class:`EngineUnavailable`, :class:`BadConfigValue`."""
+        """A ready engine. Errors: :class:`MissingFile`, :class:`BadModelFile`, :class:`EngineUnavailable`,
+        :class:`BadConfigValue`.
+        """
         engine = cls(config, clock)
         await engine.load()
         return engine
@@ -156,7 +160,7 @@ class LlamaCpp(TextOnly):
     ) -> AsyncGenerator[ChatChunk, None]:
         prefixed = self._begins_with_prefix(request)
         slot = self._slots.take(history_of(request), prefixed)
-        reader = CallReader() if prepared.reads_calls else None
+        readers = _readers(prepared)
         try:
             if prefixed and not slot.has_prefix:
                 server, state = self._ready_server(), self.prefix
@@ -167,7 +171,7 @@ class LlamaCpp(TextOnly):
             chunks = self._stream(prepared.path, body, expiry, "image" in request.modalities())
             try:
                 async for chunk in chunks:
-                    for part in reader.feed(chunk) if reader else (chunk,):
+                    for part in readers(chunk):
                         yield part
             finally:
                 await chunks.aclose()
@@ -236,6 +240,15 @@ class LlamaCpp(TextOnly):
         server, self._server = self._server, None
         if server is not None:
             await server.aclose()
+
+
+def _readers(prepared: Prepared) -> Callable[[ChatChunk], Iterable[ChatChunk]]:
+    """What takes an answer's tool calls out of its text; the marked ones first."""
+    marked = CallReader().feed if prepared.reads_calls else None
+    bare = BareCallReader(prepared.bare_calls).feed if prepared.bare_calls else None
+    if marked and bare:
+        return lambda chunk: itertools.chain.from_iterable(map(bare, marked(chunk)))
+    return marked or bare or (lambda chunk: (chunk,))
 
 
 def _declared(config: LlamaCppConfig) -> tuple[list[Message], list[Tool]]:

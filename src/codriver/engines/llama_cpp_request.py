@@ -49,11 +49,14 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Prepared:
-    """``reads_calls``: the answer's tool calls are text that :class:`~.llama_cpp_tools.CallReader` takes apart."""
+    """``reads_calls``: the answer's tool calls are text that :class:`~.llama_cpp_tools.CallReader` takes apart.
+    ``bare_calls``: functions whose calls the model may also write without any marks.
+    """
 
     path: str
     body: bytes
     reads_calls: bool = False
+    bare_calls: frozenset[str] = frozenset()
 
     def on_slot(self, slot: int, reuse: bool) -> bytes:
         """The body, for the slot that shall answer; ``reuse``: what that slot computed before may be built upon."""
@@ -78,6 +81,7 @@ def prepare(request: ChatRequest, dialect: Dialect) -> Prepared:
         drop = tuple(key for key in (*_RESERVED, *CHAT_ONLY) if key not in changes)
         return Prepared("/v1/completions", wire.upstream_body(request, changes, drop))
     check_images(request)
+    offered = tools.chosen_tools(request)
     changes["messages"] = _messages(request, dialect)
     if request.logprobs:
         changes["top_logprobs"] = max(1, request.top_logprobs or 0)  # 0 would switch log-probabilities off
@@ -85,18 +89,31 @@ def prepare(request: ChatRequest, dialect: Dialect) -> Prepared:
         changes["max_tokens"] = request.limit_tokens
     drop = (*_RESERVED, "max_completion_tokens")
     grammar, reads_calls = _grammar(request, dialect)
-    if request.tools and not dialect.native_tools:
+    if _tells_tools(request, dialect):
         drop = (*drop, "tools", "tool_choice", "parallel_tool_calls")
     if grammar:
         changes["grammar"] = grammar
         drop = (*drop, "response_format")
+        if reads_calls and dialect.thinks:
+            changes["reasoning_format"] = "none"  # a call that must come leaves no room for thoughts
     drop = tuple(key for key in drop if key not in changes)
-    return Prepared("/v1/chat/completions", wire.upstream_body(request, changes, drop), reads_calls)
+    bare = frozenset() if request.continue_from or tools.must_call(request) else {one.function.name for one in offered}
+    return Prepared("/v1/chat/completions", wire.upstream_body(request, changes, drop), reads_calls, frozenset(bare))
+
+
+def _tells_tools(request: ChatRequest, dialect: Dialect) -> bool:
+    """True where we tell the model its tools: its template cannot, or a grammar of ours shall make it call one.
+
+    A continued answer goes on in the form in which it began: the template's, where that knows tools.
+    """
+    if not request.tools:
+        return False
+    return not dialect.native_tools or (tools.must_call(request) and not request.continue_from)
 
 
 def _messages(request: ChatRequest, dialect: Dialect) -> list[Message]:
     messages = list(request.messages)
-    if request.tools and not dialect.native_tools:
+    if request.tools and _tells_tools(request, dialect):
         messages = tools.describe(messages, request.tools)
     if request.continue_from:
         # A trailing assistant message is taken as the beginning of the answer, and two of them are refused.
@@ -114,7 +131,7 @@ def _grammar(request: ChatRequest, dialect: Dialect) -> tuple[str | None, bool]:
     way: it moves its grammar past what is there already.
     """
     form = request.response_format
-    if request.tools and not dialect.native_tools:
+    if _tells_tools(request, dialect):
         if request.continue_from:
             return None, False
         grammar = tools.call_grammar(request)

@@ -6,7 +6,8 @@ A car's cores are shared, and two threads that spin on two cores fell from 120 t
 171 to 12 with four, when one other process was busy. One decoding thread and passive waits give 94 and 100 either way:
 the default on two cores or fewer. On more, one core is left to others and OpenMP keeps its default. ``OMP_WAIT_POLICY``
 in the environment overrides the waits, the setting ``threads`` the count.
-The rule kept here: after ``aclose`` no thread, socket or folder is left.
+The rule kept here: after ``aclose`` no thread, socket or folder is left; what a killed process left, the next start
+sweeps.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ import contextlib
 import ctypes
 import http.client
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -33,10 +32,9 @@ import msgspec
 from codriver.core.errors import EngineUnavailable
 
 from .llama_cpp_config import LlamaCppConfig
+from .llama_cpp_folder import SOCKET, PrivateFolder
 from .openai_link import Expiry
 
-_SOCKET = "s.sock"  # llama.cpp takes a host name with this ending for a socket's path
-_SOCKET_PATH_LIMIT = 100  # bytes; the kernel's is 108
 _DRAIN_S = 10.0
 _FEW_CORES = 2
 _SIGACTION_BYTES = 512  # more than any platform's struct sigaction
@@ -77,7 +75,8 @@ class LlamaServer:
 
     def __init__(self, config: LlamaCppConfig, slot_folder: Path | None = None) -> None:
         self._config = config
-        self.folder = _private_folder()
+        self._private = PrivateFolder()
+        self.folder = self._private.path
         self.slot_folder = slot_folder or self.folder
         self._server: Any = None
         self.session: aiohttp.ClientSession | None = None
@@ -101,7 +100,7 @@ class LlamaServer:
                 engine=self._config.id,
             ) from error
         # A connection per request: llama.cpp closes kept ones when it likes, and a connect costs 0.1 ms.
-        connector = aiohttp.UnixConnector(str(self.folder / _SOCKET), limit=0, force_close=True)
+        connector = aiohttp.UnixConnector(str(self.folder / SOCKET), limit=0, force_close=True)
         self.session = aiohttp.ClientSession(
             connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
         )
@@ -109,7 +108,7 @@ class LlamaServer:
     def _load(self) -> None:
         module = wheel()
         params = parameters(module, self._config)
-        params.hostnames = [str(self.folder / _SOCKET)]
+        params.hostnames = [str(self.folder / SOCKET)]
         params.slot_save_path = f"{self.slot_folder}/"
         with _loading, kept_signals():
             self._server = module.Server(params)
@@ -177,7 +176,7 @@ class LlamaServer:
         give_up_s = time.monotonic() + _DRAIN_S
         while time.monotonic() < give_up_s:
             try:
-                slots = _ask(self.folder / _SOCKET, "/slots")
+                slots = _ask(self.folder / SOCKET, "/slots")
             except (OSError, ValueError, http.client.HTTPException):
                 return
             if not any(slot.get("is_processing") for slot in slots):
@@ -188,7 +187,7 @@ class LlamaServer:
         if self._server is not None:
             self._wait_idle()
         self._server = None  # the wheel's destructor ends the loop and joins its threads
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._private.remove()
 
 
 def _close_unread(sending: asyncio.Future[aiohttp.ClientResponse]) -> None:
@@ -238,12 +237,3 @@ def parameters(module: Any, config: LlamaCppConfig) -> Any:
     # Loaded at scale 0: an adapter acts only where a request names it.
     params.lora_adapters = [module.CommonAdapterLoraInfo(str(path), 0.0) for _, path in config.adapters()]
     return params
-
-
-def _private_folder() -> Path:
-    """A folder only this user can enter, short enough for a socket's path."""
-    folder = Path(tempfile.mkdtemp(prefix="codriver-"))
-    if len(os.fsencode(folder / _SOCKET)) > _SOCKET_PATH_LIMIT:
-        folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="codriver-", dir="/tmp"))
-    return folder

@@ -1,9 +1,10 @@
-"""Tool calls for models whose chat template knows nothing of tools (SmolLM2's, for one).
+"""Tool calls for models whose chat template knows nothing of tools (SmolLM2's, for one), and calls that must be made.
 
-llama.cpp would render such a request without its tools and answer in prose. Here the tools are described in the system
-message, a grammar (llguidance's Lark) lets the model write either prose or one well-formed call, and the call comes out
-as ``tool_calls``. Limits: one call per answer; a call reaches the client whole, not argument by argument; where a
-call is possible, prose holds no ``<``.
+llama.cpp would render such a request without its tools and answer in prose; and a call that ``tool_choice`` demands it
+leaves to the model even where the template knows tools (Qwen2.5-Coder wrote prose). Here the tools are described in the
+system message, a grammar (llguidance's Lark) lets the model write either prose or one well-formed call, and the call
+comes out as ``tool_calls``. Limits: one call per answer; a call reaches the client whole, not argument by argument;
+where a call is possible, prose holds no ``<``.
 """
 
 from __future__ import annotations
@@ -64,22 +65,43 @@ def _plain(message: Message) -> Message:
     return message
 
 
+def must_call(request: ChatRequest) -> bool:
+    """True where ``tool_choice`` allows no answer but a call."""
+    return request.tool_choice not in (None, "auto", "none")
+
+
+def chosen_tools(request: ChatRequest) -> list[Tool]:
+    """The tools that the answer may call. Errors: :class:`UnsupportedParameter` for a choice that cannot be met."""
+    choice, tools = request.tool_choice, list(request.tools or [])
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else choice.get("name")
+        tools = [tool for tool in tools if tool.function.name == name]
+        if not tools:
+            known = ", ".join(tool.function.name for tool in request.tools or []) or "none"
+            raise UnsupportedParameter(
+                f"'tool_choice' names '{name}', which 'tools' does not have. It has: {known}.", param="tool_choice"
+            )
+        return tools
+    if choice not in (None, "auto", "none", "required"):
+        raise UnsupportedParameter(
+            "'tool_choice' is 'auto', 'none', 'required' or {\"type\": \"function\", \"function\": {\"name\": …}}.",
+            param="tool_choice",
+        )
+    if choice == "required" and not tools:
+        raise UnsupportedParameter("'tool_choice' is 'required', and 'tools' offers none.", param="tool_choice")
+    return [] if choice == "none" else tools
+
+
 def call_grammar(request: ChatRequest) -> str | None:
     """The grammar for ``tool_choice``; ``None`` where the answer is free (``none``, or no tools).
 
     Errors: :class:`UnsupportedParameter` for a tool choice that names no tool, or parameters this cannot enforce.
     """
     choice = request.tool_choice
-    tools = list(request.tools or [])
-    if not tools or choice == "none":
+    tools = chosen_tools(request)
+    if not tools:
         return None
-    if isinstance(choice, dict):
-        name = choice.get("function", {}).get("name", choice.get("name"))
-        tools = [tool for tool in tools if tool.function.name == name]
-        if not tools:
-            raise UnsupportedParameter(
-                f"'tool_choice' names '{name}', which 'tools' does not have.", param="tool_choice"
-            )
     call = f"call: %json {_json({'anyOf': [_call_schema(tool) for tool in tools], 'x-guidance': _COMPACT})}"
     start = f'"{OPEN}\\n" call "\\n{CLOSE}"'
     if choice in (None, "auto"):
@@ -134,23 +156,29 @@ class CallReader:
             # Cut by the token limit inside the call: half a call must not look like one.
             yield wire_free(last, Delta(), last.finish_reason)
             return
-        call = ToolCallDelta(
-            index=0,
-            id=f"call_{last.id.rsplit('-', 1)[-1][:24]}",
-            type="function",
-            function=FunctionDelta(name=found["name"], arguments=_json(found["arguments"])),
-        )
-        chunk = wire_free(last, Delta(tool_calls=[call]), None)
-        chunk.choices[0].logprobs = self._logprobs()
-        yield chunk
-        yield wire_free(last, Delta(), "tool_calls")
+        yield from call_chunks(last, self._held, found["name"], found["arguments"])
 
-    def _logprobs(self) -> Logprobs | None:
-        tokens: list[TokenLogprob] = []
-        for chunk in self._held:
-            if chunk.choices[0].logprobs:
-                tokens.extend(chunk.choices[0].logprobs.content or [])
-        return Logprobs(content=tokens) if tokens else None
+
+def call_chunks(last: ChatChunk, held: list[ChatChunk], name: str, arguments: Any) -> Iterator[ChatChunk]:
+    """The end of an answer as one call. ``held``: the chunks it was read from, whose log-probabilities it keeps."""
+    call = ToolCallDelta(
+        index=0,
+        id=f"call_{last.id.rsplit('-', 1)[-1][:24]}",
+        type="function",
+        function=FunctionDelta(name=name, arguments=_json(arguments)),
+    )
+    chunk = wire_free(last, Delta(tool_calls=[call]), None)
+    chunk.choices[0].logprobs = _logprobs(held)
+    yield chunk
+    yield wire_free(last, Delta(), "tool_calls")
+
+
+def _logprobs(held: list[ChatChunk]) -> Logprobs | None:
+    tokens: list[TokenLogprob] = []
+    for chunk in held:
+        if chunk.choices[0].logprobs:
+            tokens.extend(chunk.choices[0].logprobs.content or [])
+    return Logprobs(content=tokens) if tokens else None
 
 
 def wire_free(chunk: ChatChunk, delta: Delta, finish: str | None) -> ChatChunk:
@@ -163,4 +191,15 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-__all__ = ["CLOSE", "OPEN", "CallReader", "call_grammar", "describe", "json_grammar", "wire_free"]
+__all__ = [
+    "CLOSE",
+    "OPEN",
+    "CallReader",
+    "call_chunks",
+    "call_grammar",
+    "chosen_tools",
+    "describe",
+    "json_grammar",
+    "must_call",
+    "wire_free",
+]

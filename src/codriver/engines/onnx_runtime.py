@@ -1,8 +1,8 @@
 """ONNX Runtime as an engine: sentence embeddings (a graph with its tokenizer) and generic tensor graphs.
 
 Extra ``onnx``. The graph runs in a thread; a deadline stops it at the next operator. Limits: CPU; one graph per engine;
-texts are cut at ``max_tokens``, and what was cut is not counted. The rule kept here: a tensor that does not fit the
-graph is refused by name before anything runs.
+a text of more than ``max_tokens`` is refused, or cut where the setting ``truncate`` says so. The rule kept here: what
+does not fit the graph is refused by name before anything runs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from codriver.core.config import setting
 from codriver.core.deadline import Deadline
 from codriver.core.engine import Capability, EngineCard, Health
 from codriver.core.errors import (
+    BadModelFile,
     DeadlineExceeded,
     EngineUnavailable,
     MissingFile,
+    PromptTooLong,
     RequestError,
     UnsupportedModality,
     UnsupportedParameter,
@@ -55,13 +57,14 @@ class OnnxConfig:
     tokenizer: Path | None = setting(None, "The tokenizer.json of an embedding model.")
     locality: Literal["vehicle", "cloud"] = setting("vehicle", "Where the engine runs.")
     pooling: Literal["mean", "cls"] = setting("mean", "How token vectors become one: their mean, or the first.")
-    max_tokens: int = setting(256, "Texts are cut at this many tokens; all-MiniLM-L6-v2 was trained on 256.", least=8)
+    max_tokens: int = setting(256, "Most tokens of a text; all-MiniLM-L6-v2 was trained on 256.", least=8)
+    truncate: bool = setting(False, "Cut longer texts in silence, instead of refusing them.")
     batch: int = setting(16, "Texts that go through the graph at once.", least=1)
     threads: int = setting(1, "Threads of one run; 0 means one per core. One is best for single sentences.", least=0)
 
 
 class OnnxRuntime:
-    """Errors on construction: :class:`MissingFile`, :class:`EngineUnavailable` for a file that is no usable graph."""
+    """Errors on construction: :class:`MissingFile`, :class:`BadModelFile` for a file that is no usable graph."""
 
     def __init__(self, config: OnnxConfig) -> None:
         self._config = config
@@ -93,7 +96,7 @@ class OnnxRuntime:
         A dynamically quantised graph scales over its batch: the same text in other company differs in the last digits.
 
         Errors: :class:`UnsupportedModality` without a tokenizer, :class:`UnsupportedParameter` for more dimensions than
-        there are.
+        there are, :class:`PromptTooLong` for a text over ``max_tokens``.
         """
         if self._tokenizer is None:
             raise UnsupportedModality(f"The model '{self.card.id}' does not make embeddings.", param="model")
@@ -157,6 +160,7 @@ class OnnxRuntime:
         """Vectors in the order of the texts; those of similar length share a batch, which pads the least."""
         assert self._tokenizer is not None
         encoded = self._tokenizer.encode_batch(texts)
+        self._refuse_long([len(item.ids) for item in encoded])
         order = sorted(range(len(texts)), key=lambda index: len(encoded[index].ids))
         vectors: dict[int, Floats] = {}
         for start in range(0, len(order), self._config.batch):
@@ -165,6 +169,16 @@ class OnnxRuntime:
             vectors.update(zip(part, pooled, strict=True))
         tokens = sum(len(item.ids) for item in encoded)
         return np.stack([vectors[index] for index in range(len(texts))]), tokens
+
+    def _refuse_long(self, tokens: list[int]) -> None:
+        limit = self._config.max_tokens
+        for number, count in enumerate(tokens, start=1):
+            if count > limit:
+                which = "The input" if len(tokens) == 1 else f"Text {number} of {len(tokens)} of the input"
+                raise PromptTooLong(
+                    f"{which} has {count} tokens; '{self.card.id}' takes at most {limit} per text. Split it.",
+                    param="input",
+                )
 
     def _embed_batch(self, ids: list[list[int]], run: Any) -> Floats:
         length = max(map(len, ids))
@@ -241,9 +255,9 @@ def _open_session(config: OnnxConfig) -> Any:
     try:
         return ort.InferenceSession(str(config.model), options, providers=["CPUExecutionProvider"])
     except (RuntimeError, *_ORT_ERRORS) as error:
-        raise EngineUnavailable(
-            f"The model file {config.model} of '{config.id}' cannot be loaded, it may be damaged: {_first_line(error)}",
-            engine=config.id,
+        raise BadModelFile(
+            f"The model file {config.model.absolute()} of '{config.id}' is not a usable ONNX graph: "
+            f"{_first_line(error)}"
         ) from error
 
 
@@ -257,11 +271,14 @@ def _open_tokenizer(config: OnnxConfig) -> Any:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself, nothing narrower
-        raise EngineUnavailable(
-            f"The tokenizer file {path} of '{config.id}' cannot be read: {_first_line(error)}", engine=config.id
+        raise BadModelFile(
+            f"The tokenizer file {path.absolute()} of '{config.id}' cannot be read: {_first_line(error)}"
         ) from error
     tokenizer.no_padding()  # batches are padded here, to their own longest text
-    tokenizer.enable_truncation(config.max_tokens)
+    if config.truncate:
+        tokenizer.enable_truncation(config.max_tokens)
+    else:
+        tokenizer.no_truncation()
     return tokenizer
 
 

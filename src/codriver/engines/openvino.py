@@ -73,7 +73,7 @@ class OpenVinoConfig:
 def why_not(model: Path) -> str | None:
     """Why OpenVINO cannot load this GGUF file, as a sentence; ``None`` when it can. Nothing heavy is imported.
 
-    Errors: :class:`MissingFile`, :class:`EngineUnavailable` for a file that is no whole GGUF.
+    Errors: :class:`MissingFile`, :class:`BadModelFile` for a file that is no whole GGUF.
     """
     header = read_header(model)
     if header.architecture not in _ARCHITECTURES:
@@ -120,7 +120,9 @@ class OpenVino(TextOnly):
 
     @classmethod
     async def start(cls, config: OpenVinoConfig, clock: Clock = SYSTEM_CLOCK) -> OpenVino:
-        """A ready engine. Errors: :class:`MissingFile`, :class:`EngineUnavailable`, :class:`BadConfigValue`."""
+        """A ready engine. Errors: :class:`MissingFile`, :class:`BadModelFile`, :class:`EngineUnavailable`,
+        :class:`BadConfigValue`.
+        """
         engine = cls(config, clock)
         await engine.load()
         return engine

@@ -78,7 +78,7 @@ async def test_a_pull_and_a_second_one(
     heard = Heard()
     path = await pull(entry, store, heard, settings)
     assert path.read_bytes() == body
-    assert left(store, entry) == ["tiny.bin"]
+    assert left(store, entry) == ["tiny.bin", "tiny.bin.verified"]
     assert heard.rows[-1] == (len(body), len(body), "done")
     await pull(entry, store, heard, settings)
     assert origin.asked == ["whole"]
@@ -216,7 +216,7 @@ async def test_parts_are_joined_in_order_and_finished_ones_are_kept(
     origin.files["/part3"] = missing
     assert (await pull(entry, store, None, settings)).read_bytes() == body
     assert len(origin.asked) == 5
-    assert left(store, entry) == ["tiny.bin"]
+    assert left(store, entry) == ["tiny.bin", "tiny.bin.verified"]
 
 
 async def test_the_hub_gets_its_token_and_nobody_else(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from codriver.catalogue import Catalogue, Part, Store, resolve
-from codriver.core.errors import MissingFile, UnknownEntry
+from codriver.core.errors import ChecksumMismatch, MissingFile, UnknownEntry
 
 
 def test_a_name(make_entry, store: Store, body: bytes) -> None:
@@ -19,6 +19,15 @@ def test_a_name(make_entry, store: Store, body: bytes) -> None:
     path.write_bytes(body)
     file = resolve("tiny", catalogue, store)
     assert (file.path, file.sha256) == (path, entry.sha256)
+
+
+def test_a_damaged_file_is_never_handed_out(make_entry, store: Store, body: bytes) -> None:
+    entry = make_entry(Part("file", "/nowhere"))
+    path = store.target(entry)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
+    with pytest.raises(ChecksumMismatch, match=rf"{path} was changed .* Run: codriver models pull tiny"):
+        resolve("tiny", Catalogue({entry.name: entry}), store)
 
 
 def test_own_files(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

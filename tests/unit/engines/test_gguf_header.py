@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from codriver.core.errors import EngineUnavailable, MissingFile
+from codriver.core.errors import BadModelFile, MissingFile
 from codriver.engines.gguf_header import read_header
 from codriver.engines.openvino import why_not
 from tests.unit.engines.gguf_files import write_gguf
@@ -37,8 +37,12 @@ def test_every_cut_of_a_file_is_noticed(tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     for length in range(0, len(whole), 7):
         cut.write_bytes(whole[:length])
-        with pytest.raises(EngineUnavailable, match=r"cut\.gguf is (empty|cut or damaged)"):
+        with pytest.raises(BadModelFile, match=rf"{cut} is not a usable GGUF file: ") as raised:
             read_header(cut)
+        why = raised.value.message.split(": ", 1)[1]
+        assert why.startswith("it is empty") == (length == 0)
+        assert length == 0 or f"at byte {length}" in why or f" of {length}." in why or f"ends after {length}." in why
+        assert raised.value.exit_code == 2 and "pull it again" not in why
 
 
 def test_every_damaged_byte_ends_in_a_header_or_a_sentence(tmp_path: Path) -> None:
@@ -49,16 +53,18 @@ def test_every_damaged_byte_ends_in_a_header_or_a_sentence(tmp_path: Path) -> No
         (tmp_path / "b.gguf").write_bytes(broken)
         try:
             read_header(tmp_path / "b.gguf")
-        except EngineUnavailable as error:
+        except BadModelFile as error:
             assert error.message.endswith(".")
 
 
 def test_foreign_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04" + bytes(100))
-    with pytest.raises(EngineUnavailable, match=r"x\.gguf is not a GGUF file"):
+    with pytest.raises(
+        BadModelFile, match=rf"{tmp_path}/x\.gguf is not a usable .*: it does not begin with the letters"
+    ):
         read_header(tmp_path / "x.gguf")
     (tmp_path / "v.gguf").write_bytes(struct.pack("<IIQQ", 0x46554747, 9, 0, 0))
-    with pytest.raises(EngineUnavailable, match="GGUF version 9"):
+    with pytest.raises(BadModelFile, match="GGUF version 9"):
         read_header(tmp_path / "v.gguf")
     with pytest.raises(MissingFile, match=r"nowhere\.gguf does not exist"):
         read_header(tmp_path / "nowhere.gguf")

@@ -8,9 +8,11 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -18,6 +20,7 @@ from codriver.core.answer import Answer
 from codriver.core.deadline import Deadline
 from codriver.core.errors import (
     BadConfigValue,
+    BadModelFile,
     EngineDied,
     EngineUnavailable,
     MissingFile,
@@ -30,6 +33,7 @@ from codriver.core.messages import (
     Message,
     RequestOptions,
     ResponseFormat,
+    Tool,
 )
 
 if importlib.util.find_spec("xllamacpp") is None:
@@ -44,6 +48,11 @@ pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
 Find = Callable[[str], Path]
 RULES = "You are the voice of the car. " + " ".join(f"Rule {n}: be short and kind." for n in range(24))
 PREFIX: tuple[dict[str, Any], ...] = ({"role": "system", "content": RULES},)
+HEAT: dict[str, Any] = {
+    "name": "set_temperature",
+    "description": "Set the cabin temperature.",
+    "parameters": {"type": "object", "properties": {"celsius": {"type": "integer"}}, "required": ["celsius"]},
+}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -183,6 +192,19 @@ async def test_a_continued_answer_is_the_same_answer(engine: LlamaCpp) -> None:
     assert (given + rest)[: len(whole)] == whole[: len(given + rest)]
 
 
+async def test_a_demanded_call_comes_without_thoughts(engine: LlamaCpp) -> None:
+    """As with a template that knows tools and thinks: what is asked of llama.cpp then must be taken by it."""
+    dialect, engine._dialect = engine._dialect, replace(engine._dialect, native_tools=True, thinks=True)
+    try:
+        request = user("Set the temperature to 21 degrees.", tool_choice="required", max_tokens=40)
+        request.tools = [msgspec.convert({"type": "function", "function": HEAT}, Tool)]
+        (only,) = (await answer(engine, request)).completion().choices
+    finally:
+        engine._dialect = dialect
+    assert only.finish_reason == "tool_calls" and only.message.tool_calls
+    assert only.message.tool_calls[0].function.name == "set_temperature"
+
+
 async def test_the_count_decides_what_is_too_long(engine: LlamaCpp) -> None:
     with pytest.raises(PromptTooLong, match=r"has 3[0-9]{3} tokens; 'vehicle' has a context of 2048 tokens"):
         await answer(engine, user("word " * 3000))
@@ -241,13 +263,39 @@ async def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match="does not exist"):
         await LlamaCpp.start(LlamaCppConfig(model=tmp_path / "none.gguf"))
     (tmp_path / "text.gguf").write_text("hello, not a model")
-    with pytest.raises(EngineUnavailable, match="not a GGUF file"):
+    with pytest.raises(BadModelFile, match=r"text\.gguf is not a usable GGUF file: it does not begin with"):
         await LlamaCpp.start(LlamaCppConfig(model=tmp_path / "text.gguf"))
     hollow = write_gguf(tmp_path / "hollow.gguf", {"general.architecture": "llama"}, [])
     with pytest.raises(EngineUnavailable, match=r"hollow\.gguf could not be loaded"):
         await LlamaCpp.start(LlamaCppConfig(model=hollow))
     with pytest.raises(BadConfigValue, match="not of the form name=file"):
         await LlamaCpp.start(LlamaCppConfig(model=hollow, lora=("nothing",)))
+
+
+# ---------------------------------------------------------------- tools where the template knows them
+
+
+@pytest.mark.slow
+async def test_a_template_that_knows_tools_gives_calls(model_file: Find) -> None:
+    """Qwen2.5-Coder answers in prose where llama.cpp alone is asked for a call."""
+    config = LlamaCppConfig(model=model_file("qwen.gguf"), slots=1, context_tokens=512)
+    opened = await LlamaCpp.start(config)
+    try:
+        assert opened._dialect.native_tools
+        named = {"type": "function", "function": {"name": "set_temperature"}}
+        for choice in ("auto", "required", named):
+            request = user("Set the temperature to 21 degrees.", tool_choice=choice, max_tokens=40)
+            request.tools = [msgspec.convert({"type": "function", "function": HEAT}, Tool)]
+            (only,) = (await answer(opened, request)).completion().choices
+            assert only.finish_reason == "tool_calls" and only.message.tool_calls
+            call = only.message.tool_calls[0].function
+            assert (call.name, call.arguments) == ("set_temperature", '{"celsius": 21}')
+            assert not only.message.content
+        request.tool_choice = {"type": "function", "function": {"name": "fly"}}
+        with pytest.raises(UnsupportedParameter, match=r"names 'fly', which 'tools' does not have\. It has: set_t"):
+            await answer(opened, request)
+    finally:
+        await opened.aclose()
 
 
 # ---------------------------------------------------------------- the declared prefix

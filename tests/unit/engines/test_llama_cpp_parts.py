@@ -29,11 +29,13 @@ from codriver.core.messages import (
 )
 from codriver.engines.json_subset import closed, fits
 from codriver.engines.llama_cpp import _Ends
+from codriver.engines.llama_cpp_calls import BareCallReader
 from codriver.engines.llama_cpp_request import Dialect, prepare, refusal
 from codriver.engines.llama_cpp_slots import Slots, history_of
 from codriver.engines.llama_cpp_tools import CallReader, call_grammar, describe
 
 PLAIN = Dialect("car", native_tools=False, thinks=False)
+NATIVE = Dialect("car", native_tools=True, thinks=False)
 NUMBER = {"type": "object", "properties": {"celsius": {"type": "number"}}, "required": ["celsius"]}
 TOOL = Tool(function=FunctionSpec(name="heat", parameters=NUMBER))
 PNG = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\nxyz").decode()
@@ -177,6 +179,94 @@ def test_a_call_is_read_wherever_the_pieces_are_cut() -> None:
 def test_half_a_call_is_no_call() -> None:
     cut = read('<tool_call>\n{"name": "heat", "arg', finish="length")
     assert cut.finish_reason == "length" and not cut.tool_calls_begun
+
+
+# ---------------------------------------------------------------- tools with a template
+
+
+@pytest.mark.parametrize("dialect", [PLAIN, NATIVE])
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "cool"}}},
+            r"names 'cool', .* have\. It has: heat\.",
+        ),
+        ({"tool_choice": {"type": "function"}}, "names 'None', which 'tools' does not have"),
+        ({"tool_choice": "always"}, "'tool_choice' is 'auto', 'none', 'required' or"),
+        ({"tool_choice": "required", "tools": None}, "'required', and 'tools' offers none"),
+    ],
+)
+def test_a_choice_that_cannot_be_met_is_refused_by_every_model(
+    dialect: Dialect, members: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UnsupportedParameter, match=sentence) as raised:
+        prepare(user(**{"tools": [TOOL], **members}), dialect)
+    assert raised.value.param == "tool_choice"
+
+
+def test_a_demanded_call_is_made_by_our_grammar_and_a_free_one_by_the_template() -> None:
+    free = body(user(tools=[TOOL]), NATIVE)
+    assert "grammar" not in free and free["tools"][0]["function"]["name"] == "heat"
+    for choice in ("required", {"type": "function", "function": {"name": "heat"}}):
+        prepared = prepare(user(tools=[TOOL], tool_choice=choice), NATIVE)
+        sent = msgspec.json.decode(prepared.body)
+        assert prepared.reads_calls and sent["grammar"].startswith("%llguidance")
+        assert "tools" not in sent and "tool_choice" not in sent and "<tools>" in sent["messages"][0]["content"]
+    begun = body(user(tools=[TOOL], tool_choice="required", continue_from="{"), NATIVE)
+    assert "tools" in begun and "grammar" not in begun
+
+
+def read_bare(*texts: str, finish: str = "stop") -> tuple[Answer, int]:
+    """The answer, and after how many pieces of text its first came out."""
+    reader, collected, first = BareCallReader(frozenset({"heat"})), Answer(), 0
+    chunks = [ChatChunk(id="chatcmpl-abc", choices=[ChunkChoice(delta=Delta(content=text))]) for text in texts]
+    chunks.append(ChatChunk(id="chatcmpl-abc", choices=[ChunkChoice(finish_reason=finish)]))
+    for number, chunk in enumerate(chunks, start=1):
+        for part in reader.feed(chunk):
+            first = first or number
+            collected.add(part)
+    return collected, first
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "heat", "arguments": {"celsius": 21}}',
+        '```json\n{\n  "name": "heat",\n  "arguments": {\n    "celsius": 21\n  }\n}\n```\n\n\n',
+        '{{"name": "heat", "arguments": {"celsius": 21}}}}',
+    ],
+)
+def test_a_bare_call_is_read_wherever_the_pieces_are_cut(text: str) -> None:
+    for at in range(1, len(text)):
+        choice = read_bare(text[:at], text[at:])[0].completion().choices[0]
+        assert choice.finish_reason == "tool_calls" and not choice.message.content
+        assert choice.message.tool_calls and choice.message.tool_calls[0].function.arguments == '{"celsius": 21}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "fly", "arguments": {}}',
+        '{"name": "heat", "arguments": 3}',
+        '{"name": "heat", "arguments": {}, "why": "cold"}',
+        '{"name": "heat", "arguments": {"cel',
+        '{"name": "heat", "arguments": {}} is how to call it.',
+        "```python\nprint(1)\n```",
+        '{"colour": "red"}',
+        "{",
+    ],
+)
+def test_what_is_no_offered_call_stays_text(text: str) -> None:
+    collected, _ = read_bare(*text)
+    assert collected.text == text and collected.finish_reason == "stop" and not collected.tool_calls_begun
+
+
+def test_prose_is_not_held_back() -> None:
+    assert read_bare("Sure, ", "it is warm.")[1] == 1
+    assert read_bare("```", "python", "\nx")[1] == 2
+    assert read_bare('{"', "colour", '": 1}')[1] == 2
+    assert read_bare('{"name": "he', "llo", '"}')[1] == 2
 
 
 # ---------------------------------------------------------------- slots and ends

@@ -15,9 +15,10 @@ pytest.importorskip("tokenizers", reason="needs the extra: pip install 'codriver
 
 from codriver.core.deadline import Deadline
 from codriver.core.errors import (
+    BadModelFile,
     DeadlineExceeded,
-    EngineUnavailable,
     MissingFile,
+    PromptTooLong,
     RequestError,
     UnsupportedModality,
     UnsupportedParameter,
@@ -112,12 +113,12 @@ def test_missing_and_damaged_files(tmp_path: Path, doubler_file: Path) -> None:
         OnnxRuntime(OnnxConfig(model=tmp_path / "none.onnx"))
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(doubler_file.read_bytes()[:40])
-    with pytest.raises(EngineUnavailable, match=r"damaged\.onnx of 'embedder' cannot be loaded, it may be damaged"):
+    with pytest.raises(BadModelFile, match=rf"{damaged} of 'embedder' is not a usable ONNX graph: "):
         OnnxRuntime(OnnxConfig(model=damaged))
     with pytest.raises(MissingFile, match=r"none\.json of 'embedder' does not exist"):
         OnnxRuntime(OnnxConfig(model=doubler_file, tokenizer=tmp_path / "none.json"))
     damaged.write_bytes(b"{")
-    with pytest.raises(EngineUnavailable, match=r"tokenizer file .* cannot be read"):
+    with pytest.raises(BadModelFile, match=r"tokenizer file .* cannot be read"):
         OnnxRuntime(OnnxConfig(model=doubler_file, tokenizer=damaged))
 
 
@@ -153,11 +154,24 @@ async def test_a_batch_gives_what_single_texts_give(embedder: OnnxRuntime) -> No
 
 
 @pytest.mark.model
-async def test_long_texts_are_cut_and_dimensions_stay_unit_length(embedder: OnnxRuntime) -> None:
-    long = await embedder.embed(EmbedRequest(input="word " * 1000, dimensions=64), NEVER)
-    assert long.tokens == 256
-    assert len(long.vectors[0]) == 64
-    assert cosine(long.vectors[0], long.vectors[0]) == pytest.approx(1.0, abs=1e-5)
+async def test_long_texts_are_refused_unless_they_shall_be_cut(embedder: OnnxRuntime, model_file: ModelFile) -> None:
+    with pytest.raises(PromptTooLong, match=r"The input has 1002 tokens; 'embedder' takes at most 256 per text") as one:
+        await embedder.embed(EmbedRequest(input="word " * 1000), NEVER)
+    assert (one.value.status, one.value.param) == (400, "input")
+    with pytest.raises(PromptTooLong, match=r"Text 2 of 3 of the input has 257 tokens"):
+        await embedder.embed(EmbedRequest(input=["x", "word " * 255, "y"]), NEVER)
+    assert (await embedder.embed(EmbedRequest(input="word " * 254), NEVER)).tokens == 256
+    files = {"model": model_file("minilm.onnx"), "tokenizer": model_file("minilm-tokenizer.json")}
+    cutting = OnnxRuntime(OnnxConfig(**files, truncate=True))
+    assert (await cutting.embed(EmbedRequest(input="word " * 1000), NEVER)).tokens == 256
+    await cutting.aclose()
+
+
+@pytest.mark.model
+async def test_dimensions_stay_unit_length(embedder: OnnxRuntime) -> None:
+    short = await embedder.embed(EmbedRequest(input="word " * 100, dimensions=64), NEVER)
+    assert len(short.vectors[0]) == 64
+    assert cosine(short.vectors[0], short.vectors[0]) == pytest.approx(1.0, abs=1e-5)
     with pytest.raises(UnsupportedParameter, match="vectors of 1 to 384 dimensions, not 385"):
         await embedder.embed(EmbedRequest(input="x", dimensions=385), NEVER)
 

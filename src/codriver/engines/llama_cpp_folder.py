@@ -1,0 +1,58 @@
+"""The private folder of an engine's socket, and the sweeping of those that killed processes left.
+
+The folder holds a file ``lock`` that its process keeps locked: the kernel frees the lock with the process, however it
+ended, and unlike a process number it is right across containers that share the folder. The rule kept here: only a
+folder whose lock was had is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+SOCKET = "s.sock"  # llama.cpp takes a host name with this ending for a socket's path
+_PREFIX = "codriver-llama-"
+_SOCKET_PATH_LIMIT = 100  # bytes; the kernel's is 108
+_LOCK, _UNLOCKED = "lock", "lock.new"
+
+
+class PrivateFolder:
+    """A folder only this user can enter, short enough for a socket's path. Making one sweeps what others left."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        if len(os.fsencode(self.path / SOCKET)) > _SOCKET_PATH_LIMIT:
+            self.path.rmdir()
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
+        # Locked before it gets its name: a sweeper never sees the lock of a living process free.
+        self._lock = os.open(self.path / _UNLOCKED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        os.rename(self.path / _UNLOCKED, self.path / _LOCK)
+        sweep(self.path.parent)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+
+def sweep(parent: Path) -> None:
+    """Remove this user's engine folders in ``parent`` whose process is gone."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's, or another process sweeps it now
+            if not folder.is_symlink() and folder.stat().st_uid == os.getuid():
+                _remove_if_left(folder)
+
+
+def _remove_if_left(folder: Path) -> None:
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
