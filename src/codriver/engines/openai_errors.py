@@ -82,7 +82,9 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, engine: str, w
     if 300 <= status < 400:
         place = headers.get("location", "somewhere else")
         return UpstreamRejected(f"{server} redirects to {place}: configure that address.", engine=engine)
-    return UpstreamRejected(f"{server} refused the request ({status}): {said}", engine=engine)
+    param = found.get("param")
+    told = f"{server} refused the request ({status}): {said}"
+    return UpstreamRejected(told, engine=engine, param=param if isinstance(param, str) else None)
 
 
 def error_event(found: Mapping[str, Any], engine: str) -> CodriverError:

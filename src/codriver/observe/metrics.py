@@ -28,6 +28,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
         self._engines: set[str] = set()
+        self._breaker_states: dict[str, str] = {}
         self._children: dict[tuple[object, ...], object] = {}
         self._define_requests()
         self._define_attempts()
@@ -98,6 +99,9 @@ class Metrics:
 
     def breaker(self, engine: str, state: str) -> None:
         """``state`` is closed, open or half_open (half-open is taken too)."""
+        if self._breaker_states.get(engine) == state:
+            return
+        self._breaker_states[engine] = state
         engine, state = self._bounded(engine), state.replace("-", "_")
         for known in _BREAKER_STATES:
             self._child(self._breaker, engine, known).set(known == state)
