@@ -46,7 +46,7 @@ def shared_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def model_file() -> Callable[[str], Path]:
-    """``model_file("smollm2.gguf")`` is a file of real weights (``tests/model_files.py``), fetched where it is small."""
+    """``model_file("smollm2.gguf")`` is a file of real weights (``tests/model_files.py``), fetched if small."""
 
     def find(name: str) -> Path:
         path, reason = model_files.find(name)
