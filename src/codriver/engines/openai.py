@@ -38,6 +38,7 @@ from codriver.core.errors import (
     UpstreamRejected,
 )
 from codriver.core.messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, TensorRequest, Tensors
+from codriver.observe.spans import outgoing_headers
 
 from . import openai_errors, openai_formats
 from .http_pool import Place
@@ -260,6 +261,8 @@ class OpenAIServer:
 
     def _headers(self, deadline: Deadline, stream: bool) -> bytes:
         lines = _FOR_STREAM if stream else _FOR_WHOLE
+        for name, value in outgoing_headers().items():  # one trace from the car to the model
+            lines += f"{name}: {value}\r\n".encode("ascii")
         left_s = deadline.remaining_s() if self._config.peer else float("inf")
         if left_s == float("inf"):
             return lines

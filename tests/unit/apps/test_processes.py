@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -159,3 +160,27 @@ def test_a_process_ends_with_the_one_that_started_it(start: Start) -> None:
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     vehicle = start("vehicle", "--parent-pid", gone.stdout.decode().strip())
     assert vehicle.process.wait(timeout=30) == 0
+
+
+def test_a_request_is_one_trace_over_both_processes(start: Start, tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.sdk", reason="needs the extra otel")
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("vehicle", "cloud")}
+    cloud = start("cloud", CODRIVER_OBSERVE_SPANS="file", CODRIVER_OBSERVE_SPANS_FILE=str(files["cloud"]))
+    vehicle = start(
+        "vehicle",
+        *("--cloud-url", cloud.url),
+        CODRIVER_OBSERVE_SPANS="file",
+        CODRIVER_OBSERVE_SPANS_FILE=str(files["vehicle"]),
+    )
+    assert said(ask(vehicle.url, policy="cloud-first"))["engine"] == "cloud"
+    for running in (vehicle, cloud):
+        assert running.stop() == 0
+    spans = {name: [json.loads(line) for line in file.read_text().splitlines()] for name, file in files.items()}
+    request = next(span for span in spans["vehicle"] if span["parent_id"] is None)
+    attempts = [span for span in spans["vehicle"] if span["parent_id"] == request["context"]["span_id"]]
+    assert [span["attributes"]["codriver.engine.id"] for span in attempts] == ["cloud"]
+    assert attempts[0]["attributes"]["gen_ai.operation.name"] == "chat"
+    # The cloud's own span hangs below the attempt: one trace from the car to the model.
+    assert spans["cloud"][0]["parent_id"] == attempts[0]["context"]["span_id"]
+    assert spans["cloud"][0]["context"]["trace_id"] == request["context"]["trace_id"]
+    assert "hello" not in json.dumps(spans)

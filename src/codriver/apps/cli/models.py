@@ -65,7 +65,9 @@ def verify_models(
     """Hash files again; a wrong one is removed and the command ends with an error."""
     store = Store()
     known = Catalogue.load(catalogue)
-    entries = [known.entry(name) for name in names or ()] or [one for one in known if store.state(one) == "present"]
+    entries = [known.entry(name) for name in names or ()] or [
+        one for one in known if store.state(one) in ("present", "corrupt")
+    ]
     for entry in entries:
         with progress_for(entry) as progress:
             asyncio.run(verify(entry, store, progress))
