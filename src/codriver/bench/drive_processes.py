@@ -36,7 +36,8 @@ class Child:
     async def start(self, niceness: int = 0) -> None:
         """Start it; ``ready`` waits until it serves. ``niceness``: how far it stands back for others, 0 to 19."""
         self._ready.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "codriver", *self._args, "--ready-file", str(self._ready)]
+        told = ["--ready-file", str(self._ready), "--parent-pid", str(os.getpid())]
+        command = [sys.executable, "-m", "codriver", *self._args, *told]
         with self.log.open("ab") as log:
             # A group of its own: Ctrl-C at the terminal is for the drive, which then ends its children in order.
             self._process = await asyncio.create_subprocess_exec(
