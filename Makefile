@@ -10,6 +10,7 @@ LOCKER := $(VENV)/locker
 UV_VERSION := 0.13.8
 ARGS ?=
 
+# The locks name everything, so pip has nothing to resolve (--no-deps): older ones stumble over extras among hashes.
 PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 COMPILE := $(LOCKER)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
@@ -32,7 +33,7 @@ $(READY): pyproject.toml requirements/dev.lock
 		{ echo "Codriver's locked set-up needs Python 3.11 to 3.14: run make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@echo "Setting up $(VENV), once ..."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) --require-hashes -r requirements/dev.lock
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --require-hashes -r requirements/dev.lock
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -57,7 +58,7 @@ format: $(READY)
 
 $(RIVALS_READY): requirements/rivals.lock $(READY)
 	test -x $(RIVALS)/bin/python || $(PYTHON) -m venv $(RIVALS)
-	$(RIVALS)/bin/python -m pip install $(PIP_FLAGS) --require-hashes -r requirements/rivals.lock
+	$(RIVALS)/bin/python -m pip install $(PIP_FLAGS) --no-deps --require-hashes -r requirements/rivals.lock
 	@touch $@
 
 # A bench finds its rivals in $CODRIVER_RIVALS/bin and says which one it had to leave out.
