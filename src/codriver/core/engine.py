@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import msgspec
+
 from .deadline import Deadline
 from .errors import PromptTooLong, UnsupportedModality, UnsupportedParameter
 from .messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, TensorRequest, Tensors
@@ -27,6 +29,21 @@ class Price:
 
     def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         return (prompt_tokens * self.input_usd + completion_tokens * self.output_usd) / 1e6
+
+
+def _needs(request: ChatRequest) -> list[tuple[Capability, str]]:
+    """What an engine must be capable of for ``request``, and the member that asks for it."""
+    needs: list[tuple[Capability, str]] = []
+    if request.tools:
+        needs.append(("tools", "tools"))
+    if request.response_format is not None and request.response_format.type != "text":
+        needs.append(("json_schema", "response_format"))
+    if request.logprobs:
+        needs.append(("logprobs", "logprobs"))
+    if request.codriver is not None and request.codriver.lora:
+        needs.append(("lora", "codriver.lora"))
+    needs.append(("chat", "messages") if request.prompt is None else ("completions", "prompt"))
+    return needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +75,20 @@ class EngineCard:
             raise UnsupportedModality(
                 f"The model '{self.id}' cannot read {', '.join(sorted(missing))} input.", param="messages"
             )
-        wanted: list[tuple[bool, Capability, str]] = [
-            (bool(request.tools), "tools", "tools"),
-            (
-                request.response_format is not None and request.response_format.type != "text",
-                "json_schema",
-                "response_format",
-            ),
-            (bool(request.logprobs), "logprobs", "logprobs"),
-            (bool(request.codriver and request.codriver.lora), "lora", "codriver.lora"),
-            (request.prompt is None, "chat", "messages"),
-            (request.prompt is not None, "completions", "prompt"),
-        ]
-        for asked, capability, param in wanted:
-            if asked and not self.can(capability):
+        for capability, param in _needs(request):
+            if capability not in self.capabilities:
                 raise UnsupportedParameter(f"The model '{self.id}' does not support '{param}'.", param=param)
-        # A token is at most about 16 bytes of running text: only hopeless prompts are refused here.
-        if self.context_tokens and len(request.text()) > 16 * self.context_tokens:
+        # A token is at most about 16 bytes of running text: only hopeless prompts are refused here. A body that is
+        # shorter than that, as nearly all are, need not be put together.
+        most = 16 * self.context_tokens
+        if most and (request.raw is None or len(request.raw) > most) and len(request.text()) > most:
             raise PromptTooLong(
                 f"The prompt is longer than the context of '{self.id}' ({self.context_tokens} tokens).",
                 param="messages",
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(msgspec.Struct, frozen=True):
     """``queue``: requests waiting or running; ``eta_s``: seconds until a new request would start."""
 
     state: Literal["ready", "loading", "busy", "down"]

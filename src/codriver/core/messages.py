@@ -55,6 +55,7 @@ class AudioPart(Wire, tag_field="type", tag="input_audio"):
     input_audio: dict[str, Any]
 
 
+_TEXT = frozenset({"text"})
 ContentPart = TextPart | ImagePart | AudioPart
 
 
@@ -166,15 +167,15 @@ class ChatRequest(Wire):
         """What the request asks an engine to read: ``text`` and, where such parts are present, ``image`` or
         ``audio``.
         """
-        found = {"text"}
+        found = _TEXT
         for message in self.messages:
             if isinstance(message.content, list):
                 for part in message.content:
                     if isinstance(part, ImagePart):
-                        found.add("image")
+                        found |= {"image"}
                     elif isinstance(part, AudioPart):
-                        found.add("audio")
-        return frozenset(found)
+                        found |= {"audio"}
+        return found
 
     def text(self) -> str:
         """All text of the request, newline-joined: for estimating length, never for logging."""

@@ -7,8 +7,9 @@ get a plan that holds a cloud engine: the constructor refuses.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from .engine import Locality
 from .messages import Failover, Privacy
@@ -20,8 +21,7 @@ class PlanError(ValueError):
     """A plan that must not exist was about to be built: a defect in the router, never the caller's fault."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
+class Gate(msgspec.Struct, frozen=True):
     """When a draft is good enough to be the answer.
 
     ``min_confidence``: the least calibrated probability that the draft is right. ``probe_tokens``: the first
@@ -34,8 +34,7 @@ class Gate:
     schema: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """One engine's turn.
 
     ``start``: the first attempt starts ``at_once``; one ``after_failure`` when those before it failed;
@@ -57,8 +56,7 @@ class Attempt:
     on_late_death: Failover = "resume"
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptPlan:
+class AttemptPlan(msgspec.Struct, frozen=True):
     """Attempts in order, under one deadline and one budget.
 
     ``deadline_s`` counts from the request's arrival. ``budget_usd`` of ``inf`` means unbounded. ``link`` is the
@@ -100,7 +98,7 @@ class AttemptPlan:
                 return [plain(member) for member in value]
             return None if isinstance(value, float) and math.isinf(value) else value
 
-        result: dict[str, Any] = plain(asdict(self))
+        result: dict[str, Any] = plain(msgspec.to_builtins(self))
         return result
 
     def explain(self) -> str:

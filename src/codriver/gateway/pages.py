@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 from urllib.parse import unquote
 
@@ -46,5 +45,5 @@ async def health(exchange: Exchange, known: Mapping[str, Engine], draining: bool
     states = {name: engine.health() for name, engine in known.items()}
     able = any(state.state in ("ready", "busy") for state in states.values())
     status = "draining" if draining else "ok" if able else "down"
-    page = {"status": status, "engines": {name: asdict(state) for name, state in states.items()}}
+    page = {"status": status, "engines": states}
     await exchange.answer(encode(page), 200 if status == "ok" else 503)

@@ -39,7 +39,9 @@ class Metrics:
             "codriver_requests", "Requests answered, by route and HTTP status.", "route status"
         )
         self._request_s = self._histogram("codriver_request_duration_seconds", "Arrival to last byte.", "route")
-        self._in_flight = Gauge("codriver_requests_in_flight", "Requests being answered now.", registry=self.registry)
+        self._in_flight_now = 0
+        gauge = Gauge("codriver_requests_in_flight", "Requests being answered now.", registry=self.registry)
+        gauge.set_function(lambda: self._in_flight_now)
 
     def _define_attempts(self) -> None:
         self._attempts = self._counter("codriver_attempts", "Attempts at engines, by how they ended.", "engine outcome")
@@ -108,7 +110,7 @@ class Metrics:
 
     def in_flight(self, change: int) -> None:
         """+1 when a request arrives, -1 when it is answered."""
-        self._in_flight.inc(change)
+        self._in_flight_now += change
 
     def render(self) -> tuple[bytes, str]:
         """The text exposition and its content type."""

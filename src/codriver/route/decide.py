@@ -8,7 +8,9 @@ cloud attempt is in a plan only while the link is not down, its breaker allows i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from codriver.core.engine import EngineCard
 from codriver.core.errors import CodriverError, LinkDown, NoEngineLeft, UnknownModel, UnsupportedModality
@@ -26,8 +28,7 @@ _DOUBT = 0.75
 _HAND_OVER_S = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """The request's options with the defaults filled in."""
 
     request: ChatRequest
@@ -65,7 +66,7 @@ class Decider:
             budget_usd=math.inf if budget_usd is None else max(0.0, budget_usd),
             privacy="local_only" if local_only else "any",
             policy=ask.policy,
-            link=self._lineup.link.estimate().state,
+            link=self._lineup.link.state,
         )
 
     # ------------------------------------------------------------ candidates

@@ -13,7 +13,8 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
+
+import msgspec
 
 from codriver.core.answer import Answer
 from codriver.core.deadline import Deadline
@@ -276,7 +277,7 @@ class Run:
         extension: dict[str, object] = {
             "engine": live.attempt.engine,
             "locality": live.attempt.locality,
-            "link": self._lineup.link.estimate().state,
+            "link": self._lineup.link.state,
             "attempts": [record.as_dict() for record in self.records],
         }
         if live.record.confidence is not None:
@@ -324,7 +325,7 @@ class Run:
         tried = [record.engine for record in self.records if not record.outcome.startswith("skipped")]
         drafted = {record.engine for record in self.records if record.outcome == "rejected"}
         return [
-            replace(a, gate=None, start="after_failure", why="goes on where the cloud stopped")
+            msgspec.structs.replace(a, gate=None, start="after_failure", why="goes on where the cloud stopped")
             for a in self._plan.attempts
             if a.engine in drafted and tried.count(a.engine) == 1
         ]

@@ -63,4 +63,4 @@ class Lineup:
         return blind
 
     def link_down(self, engine: str) -> bool:
-        return self.engines[engine].card.locality == "cloud" and self.link.estimate().state == "down"
+        return self.engines[engine].card.locality == "cloud" and self.link.state == "down"

@@ -46,7 +46,10 @@ class LinkEstimate:
 
 
 class LinkView(Protocol):
-    """What the router needs of a link."""
+    """What the router needs of a link. ``state`` is asked several times a request, so it must cost nothing."""
+
+    @property
+    def state(self) -> LinkState: ...
 
     def estimate(self) -> LinkEstimate: ...
 
@@ -59,6 +62,8 @@ _STEADY = LinkEstimate("up", math.nan, math.nan, 0.0, math.inf)
 
 class SteadyLink:
     """A link that is always up: for engines that need none, and for a router told not to look."""
+
+    state: LinkState = "up"
 
     def estimate(self) -> LinkEstimate:
         return _STEADY
@@ -174,6 +179,10 @@ class LinkMonitor:
         self._listeners: set[Callable[[], None]] = set()
         self._awaited = 0
         self._in_use = asyncio.Event()
+
+    @property
+    def state(self) -> LinkState:
+        return self._tracker.state
 
     def estimate(self) -> LinkEstimate:
         t, now_s = self._tracker, self._clock.monotonic_s()

@@ -39,8 +39,19 @@ class AttemptRecord:
 
     def as_dict(self) -> dict[str, object]:
         """Plain values, rounded to microseconds; what is not known is left out."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return {k: round(v, 3) if isinstance(v, float) else v for k, v in values.items() if v is not None}
+        told: dict[str, object] = {
+            "engine": self.engine,
+            "why": self.why,
+            "started_ms": round(self.started_ms, 3),
+            "outcome": self.outcome,
+            "took_ms": round(self.took_ms, 3),
+            "tokens": self.tokens,
+        }
+        if self.ttft_ms is not None:
+            told["ttft_ms"] = round(self.ttft_ms, 3)
+        if self.confidence is not None:
+            told["confidence"] = round(self.confidence, 3)
+        return told
 
 
 class Rejected(Exception):
