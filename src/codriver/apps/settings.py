@@ -22,7 +22,7 @@ class OnBoard:
 
     kind: Literal["llama_cpp", "openvino", "null"] = setting("llama_cpp", "The runtime that loads the model.")
     model: str = setting(VEHICLE_MODEL, "A catalogue name, or the path of a GGUF file.")
-    threads: int = setting(0, "Threads for computing; 0 takes one per core.", least=0)
+    threads: int = setting(0, "Threads for computing; 0 leaves one core to others.", least=0)
     slots: int = setting(4, "Answers written at the same time.", least=1)
     context_tokens: int = setting(2048, "Longest prompt and answer together, per slot.", least=64)
     prefix_file: Path | None = setting(

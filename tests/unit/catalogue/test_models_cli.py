@@ -71,3 +71,11 @@ def test_all_names_are_checked_before_the_first_is_touched(mine: str) -> None:
 def test_verifying_what_is_not_there(mine: str) -> None:
     with pytest.raises(MissingFile, match="Run: codriver models pull mine"):
         run("verify", "mine", "--catalogue", mine)
+
+
+def test_the_configured_folder_is_the_one_used(mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODRIVER_CATALOGUE_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("CODRIVER_CATALOGUE_EXTRA", mine)
+    assert str(tmp_path / "elsewhere") in run("pull", "mine")
+    assert "freed" in run("rm", "mine")
+    assert not list((tmp_path / "elsewhere").rglob("mine.bin"))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,10 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from codriver.catalogue import Catalogue, CatalogueEntry, Progress, Store, pull, remove, verify
+from codriver.catalogue import CatalogueConfig, CatalogueEntry, Progress, Store, pull, remove, verify
+from codriver.core.config import load
+
+from ..settings import VehicleConfig
 
 app = typer.Typer(help="List, fetch, check and remove the models in the catalogue.", no_args_is_help=True)
 
@@ -35,7 +40,8 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
     """Show every entry and whether it is on this machine."""
-    known, store = Catalogue.load(catalogue), Store()
+    files = _files(catalogue)
+    known, store = files.catalogue(), files.store()
     if as_json:
         typer.echo(json.dumps([_row(entry, store) for entry in known], indent=2))
         return
@@ -50,10 +56,11 @@ def list_models(
 @app.command("pull")
 def pull_models(names: Names, catalogue: Extra = None) -> None:
     """Fetch entries: resumes what was begun, checks the sha256, and is whole or absent."""
-    entries, store = _entries(names, catalogue), Store()
-    for entry in entries:
+    files = _files(catalogue)
+    store = files.store()
+    for entry in _entries(names, files):
         with progress_for(entry) as progress:
-            path = asyncio.run(pull(entry, store, progress))
+            path = asyncio.run(pull(entry, store, progress, files.pull_settings()))
         typer.echo(f"{entry.name} ({entry.licence}): {path}")
 
 
@@ -63,8 +70,8 @@ def verify_models(
     catalogue: Extra = None,
 ) -> None:
     """Hash files again; a wrong one is removed and the command ends with an error."""
-    store = Store()
-    known = Catalogue.load(catalogue)
+    files = _files(catalogue)
+    known, store = files.catalogue(), files.store()
     entries = [known.entry(name) for name in names or ()] or [
         one for one in known if store.state(one) in ("present", "corrupt")
     ]
@@ -79,15 +86,22 @@ def verify_models(
 @app.command("rm")
 def remove_models(names: Names, catalogue: Extra = None) -> None:
     """Delete files, and what unfinished pulls left."""
-    store = Store()
-    for entry in _entries(names, catalogue):
+    files = _files(catalogue)
+    store = files.store()
+    for entry in _entries(names, files):
         freed = remove(entry, store)
         typer.echo(f"{entry.name}: {_size(freed)} freed" if freed else f"{entry.name}: was not on this machine")
 
 
-def _entries(names: list[str], extra: Path | None) -> list[CatalogueEntry]:
+def _files(extra: Path | None) -> CatalogueConfig:
+    """Where models are, as every process of this machine is told: the environment's settings count here too."""
+    told = load(VehicleConfig, None, os.environ).catalogue
+    return told if extra is None else replace(told, extra=str(extra))
+
+
+def _entries(names: list[str], files: CatalogueConfig) -> list[CatalogueEntry]:
     """All names are looked up before anything is done to the first."""
-    known = Catalogue.load(extra)
+    known = files.catalogue()
     return [known.entry(name) for name in names]
 
 
