@@ -31,7 +31,9 @@ class Cloud:
 @asynccontextmanager
 async def observe(cloud: Cloud) -> AsyncIterator[None]:
     configure_logs(cloud.config.observe)
-    flush = configure_spans(cloud.config.observe, "codriver-cloud")
+    flush = configure_spans(
+        cloud.config.observe, "codriver-cloud", cloud.config.catalogue.store().root / "spans" / "cloud", cloud.metrics
+    )
     try:
         yield
     finally:

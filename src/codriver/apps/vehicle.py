@@ -48,7 +48,9 @@ class Vehicle:
 @asynccontextmanager
 async def observe(car: Vehicle) -> AsyncIterator[None]:
     configure_logs(car.config.observe)
-    flush = configure_spans(car.config.observe, "codriver-vehicle")
+    flush = configure_spans(
+        car.config.observe, "codriver-vehicle", car.config.catalogue.store().root / "spans" / "vehicle", car.metrics
+    )
     try:
         yield
     finally:

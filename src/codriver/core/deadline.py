@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from typing import TypeVar
+
+import msgspec
 
 from .clock import SYSTEM_CLOCK, Clock
 from .errors import DeadlineExceeded
@@ -19,8 +20,7 @@ from .errors import DeadlineExceeded
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(msgspec.Struct, frozen=True):
     """``at_s`` is on the clock's monotonic scale; ``math.inf`` means none."""
 
     at_s: float = math.inf

@@ -26,6 +26,11 @@ class ObserveConfig:
     otlp_endpoint: str = setting(
         "http://127.0.0.1:4318/v1/traces", "The OTLP/HTTP address that spans go to, with spans = otlp."
     )
+    otlp_buffer_mb: float = setting(
+        32.0,
+        "Disk space for spans that wait for the collector to come back; the oldest are dropped. 0: none wait.",
+        least=0,
+    )
     sample_ratio: float = setting(
         1.0, "The share of requests that are traced where the caller has not decided.", least=0, most=1
     )

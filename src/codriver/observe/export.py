@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from codriver import __version__
 
 from .config import ObserveConfig
+from .metrics import Metrics
 
 
 class FileSpanExporter(SpanExporter):
@@ -39,28 +40,39 @@ class FileSpanExporter(SpanExporter):
             self._file.close()
 
 
-def _exporter(config: ObserveConfig) -> SpanExporter:
+def _exporter(config: ObserveConfig, folder: Path | None, metrics: Metrics | None) -> SpanExporter:
     if config.spans == "file" and config.spans_file is not None:
         return FileSpanExporter(config.spans_file)
     if config.spans == "otlp":
+        if folder is not None and config.otlp_buffer_mb > 0:
+            from .spool import Spool, SpoolingExporter, otlp_sender
+
+            spool = Spool(folder, int(config.otlp_buffer_mb * 1e6))
+            if metrics is not None:
+                metrics.watch_spans(lambda: spool.counted().waiting, lambda: spool.counted().dropped)
+            return SpoolingExporter(otlp_sender(config.otlp_endpoint), spool)
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         return OTLPSpanExporter(endpoint=config.otlp_endpoint)
     return ConsoleSpanExporter(out=sys.stderr)
 
 
-def provider(config: ObserveConfig, service: str) -> TracerProvider:
+def provider(
+    config: ObserveConfig, service: str, folder: Path | None = None, metrics: Metrics | None = None
+) -> TracerProvider:
     """A provider that samples and exports as ``config`` says. It is not yet the process's own."""
     made = TracerProvider(
         resource=Resource.create({"service.name": service, "service.version": __version__}),
         sampler=ParentBased(TraceIdRatioBased(config.sample_ratio)),
     )
-    made.add_span_processor(BatchSpanProcessor(_exporter(config)))
+    made.add_span_processor(BatchSpanProcessor(_exporter(config, folder, metrics)))
     return made
 
 
-def start(config: ObserveConfig, service: str) -> Callable[[], None]:
+def start(
+    config: ObserveConfig, service: str, folder: Path | None = None, metrics: Metrics | None = None
+) -> Callable[[], None]:
     """Make :func:`provider` the process's own; returns what flushes and stops it."""
-    made = provider(config, service)
+    made = provider(config, service, folder, metrics)
     trace.set_tracer_provider(made)
     return made.shutdown

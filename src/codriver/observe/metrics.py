@@ -112,6 +112,13 @@ class Metrics:
         """+1 when a request arrives, -1 when it is answered."""
         self._in_flight_now += change
 
+    def watch_spans(self, waiting: Callable[[], int], dropped: Callable[[], int]) -> None:
+        """Show how many spans wait on disk for their collector and how many were dropped, asked at each scrape."""
+        gauge = Gauge("codriver_spans_waiting", "Spans on disk until the collector is back.", registry=self.registry)
+        gauge.set_function(waiting)
+        lost = Gauge("codriver_spans_dropped", "Spans that no collector will get, since start.", registry=self.registry)
+        lost.set_function(dropped)
+
     def render(self) -> tuple[bytes, str]:
         """The text exposition and its content type."""
         return generate_latest(self.registry), CONTENT_TYPE

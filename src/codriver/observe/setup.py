@@ -1,20 +1,26 @@
 """Where spans go: configures the OpenTelemetry SDK when the configuration asks for it and the extra is installed.
 
-Export is buffered and runs beside the requests: a slow or dead collector drops spans, it never delays an answer.
+Export is buffered and runs beside the requests: a slow or dead collector never delays an answer. With ``spans = otlp``
+what it could not take waits on disk (``spool.py``).
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 from codriver.core.errors import BadConfigValue, MissingExtra
 
 from .config import ObserveConfig
+from .metrics import Metrics
 
 
-def configure_spans(config: ObserveConfig, service: str) -> Callable[[], None]:
+def configure_spans(
+    config: ObserveConfig, service: str, folder: Path | None = None, metrics: Metrics | None = None
+) -> Callable[[], None]:
     """Start exporting; returns what flushes and stops it. ``service`` names the process: ``codriver-vehicle``, say.
+    ``folder`` is where spans wait for a collector that is away; without one they are dropped. ``metrics`` counts them.
 
     Errors: :class:`MissingExtra` without the SDK, :class:`BadConfigValue` for ``spans = "file"`` without a file.
     """
@@ -32,4 +38,4 @@ def configure_spans(config: ObserveConfig, service: str) -> Callable[[], None]:
         )
     from .export import start
 
-    return start(config, service)
+    return start(config, service, folder, metrics)

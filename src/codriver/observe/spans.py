@@ -10,6 +10,7 @@ Conventions: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/. W
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,6 +27,7 @@ from codriver.core.messages import Usage
 PROVIDER = "codriver"
 _OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
 _OFF = (ProxyTracerProvider, NoOpTracerProvider)
+_BY_ENVIRONMENT = "OTEL_PYTHON_TRACER_PROVIDER" in os.environ
 _w3c = TraceContextTextMapPropagator()
 
 
@@ -119,6 +121,10 @@ class _RecordedAttempt(_Recorded, AttemptSpan):
 
 def enabled() -> bool:
     """Whether an SDK is configured, that is, whether spans go anywhere."""
+    # Asked several times a request. The API's own answer costs 1.5 µs, most of it spent on os.environ; where it keeps
+    # its provider elsewhere one day, that is what is asked again.
+    if not _BY_ENVIRONMENT and trace.__dict__.get("_TRACER_PROVIDER", trace) is None:
+        return False
     return not isinstance(trace.get_tracer_provider(), _OFF)
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from codriver.observe.metrics import MAX_ENGINES, Metrics, NoMetrics
+
+_METRIC = re.compile(r"codriver_[a-z_]+")
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -74,3 +80,26 @@ def test_the_null_version_counts_nothing() -> None:
     metrics.attempt_ended("cloud", "ok", 0.1, None)
     metrics.link("up", 0.1, 1.0)
     assert samples(metrics) == {}
+
+
+def test_the_dashboard_asks_only_for_what_there_is() -> None:
+    """Every metric in ``docs/grafana/codriver.json`` is on ``/metrics``, and every one of ours is on the dashboard."""
+    metrics = Metrics()
+    metrics.watch_spans(lambda: 0, lambda: 0)
+    metrics.request_ended("/v1/models", 200, 0.1)
+    metrics.attempt_ended("cloud", "ok", 0.1, 0.1)
+    metrics.tokens("cloud", 1, 1)
+    metrics.cost("cloud", 1.0)
+    metrics.failover("cloud", "vehicle", "resume")
+    metrics.escalated("schema")
+    metrics.link("up", 0.1, 1e6)
+    metrics.breaker("cloud", "open")
+    served = {name for name, _ in samples(metrics) if not name.endswith("_created")}
+    dashboard = (Path(__file__).parents[3] / "docs" / "grafana" / "codriver.json").read_text(encoding="utf-8")
+    asked = {
+        name for panel in json.loads(dashboard)["panels"] for name in _METRIC.findall(json.dumps(panel["targets"]))
+    }
+    assert asked <= served
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in served}
+    # Its seconds are those of the first token and of the whole request, seen from the engine's side.
+    assert families - {re.sub(r"_bucket$", "", name) for name in asked} == {"codriver_attempt_duration_seconds"}
