@@ -401,7 +401,7 @@ class Run:
         if all(isinstance(error, (RequestError, UpstreamRejected)) for error in self._errors):
             # Nobody failed: the request is at fault. An engine that says so itself is clearer than a server's refusal.
             return next((error for error in self._errors if isinstance(error, RequestError)), self._errors[0])
-        if self._deadline.expired():
+        if self._deadline.expired() or all(error.code == DeadlineExceeded.code for error in self._errors):
             return DeadlineExceeded("The deadline passed before an engine could answer.")
         told = "; ".join(f"{record.engine}: {record.outcome.removeprefix('skipped:')}" for record in self.records)
         return NoEngineLeft(f"No engine could answer ({told}).")

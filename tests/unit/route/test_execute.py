@@ -661,3 +661,10 @@ def test_it_is_over_at_once_when_the_deadline_has_passed() -> None:
     got = through_router(ask(codriver={"deadline_ms": -5}), v)
     assert isinstance(got.error, DeadlineExceeded)
     assert v.calls == 0
+
+
+def test_attempts_that_all_ran_out_of_their_time_are_told_as_the_deadline() -> None:
+    plan = plan_of(attempt("c", "cloud", "at_once", total_s=0.001), attempt("v", total_s=0.001))
+    got = through_plan(plan, ask(), Faulty("v"), Faulty("c", "cloud", fault=Fault("stall")))
+    assert isinstance(got.error, DeadlineExceeded)
+    assert got.error.message == "The deadline passed before an engine could answer."
