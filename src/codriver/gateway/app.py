@@ -1,8 +1,9 @@
-"""The gateway: an ASGI application that puts the OpenAI API in front of engines.
+"""The gateway: an ASGI application that puts the APIs that apps speak in front of engines.
 
 Plain ASGI and a dictionary of routes, because that is what measured fastest (``docs/adr/0007-gateway-server.md``).
 The path of a request: find the route, check the key, count it, read the body, parse it once, find the engine, set the
-deadline, answer. Rule: every failure ends as an OpenAI error body or event, and nothing of a request's text is logged.
+deadline, answer. Rule: every failure ends as an error body or event in the path's API, and nothing of a
+request's text is logged.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from codriver.core.wire import encode
 from codriver.observe.metrics import Metrics
 from codriver.observe.spans import start_request
 
-from . import chat, completions, embeddings, pages
+from . import chat, completions, embeddings, messages, ollama, ollama_pages, pages, responses, shapes
 from .auth import ApiKeys
 from .config import GatewayConfig
 from .exchange import ClientGone, Exchange, Receive, Scope, Send
@@ -72,6 +73,13 @@ class Gateway:
             "/v1/chat/completions": {"POST": partial(self._ask, parse=chat.parse, respond=chat.respond)},
             "/v1/completions": {"POST": partial(self._ask, parse=completions.parse, respond=completions.respond)},
             "/v1/embeddings": {"POST": partial(self._ask, parse=embeddings.parse, respond=embeddings.respond)},
+            "/v1/responses": {"POST": partial(self._ask, parse=responses.parse, respond=shapes.respond)},
+            "/v1/messages": {"POST": partial(self._ask, parse=messages.parse, respond=shapes.respond)},
+            "/api/chat": {"POST": partial(self._ask, parse=ollama.parse_chat, respond=ollama.respond)},
+            "/api/generate": {"POST": partial(self._ask, parse=ollama.parse_generate, respond=ollama.respond)},
+            "/api/tags": {"GET": self._ollama_tags},
+            "/api/show": {"POST": self._ollama_show},
+            "/api/version": {"GET": self._ollama_version},
             "/v1/models": {"GET": self._list_models},
             "/v1/models/{id}": {"GET": self._one_model},
             "/healthz": {"GET": self._health},
@@ -204,7 +212,8 @@ class Gateway:
     def _engine(self, name: str) -> Engine:
         if not name:
             return self._default
-        engine = self._models.get(name)
+        # Ollama's clients call a model by its name with a tag.
+        engine = self._models.get(name) or self._models.get(name.removesuffix(":latest"))
         if engine is None:
             near = difflib.get_close_matches(name, self._models, n=3, cutoff=0.4) or sorted(self._models)[:5]
             raise UnknownModel(
@@ -222,6 +231,18 @@ class Gateway:
         self._keys.check(exchange.head.authorization)
         name = pages.model_name(exchange.path)
         await exchange.answer(encode(pages.model(name, self._engine(name).card, self._created_s)))
+
+    async def _ollama_tags(self, exchange: Exchange) -> None:
+        self._keys.check(exchange.head.authorization)
+        await exchange.answer(ollama_pages.tags(self._models, self._created_s))
+
+    async def _ollama_show(self, exchange: Exchange) -> None:
+        self._keys.check(exchange.head.authorization)
+        name = ollama_pages.shown_model(await exchange.body(self._config))
+        await exchange.answer(ollama_pages.show(name, self._engine(name).card, self._created_s))
+
+    async def _ollama_version(self, exchange: Exchange) -> None:
+        await exchange.answer(ollama_pages.version())
 
     async def _health(self, exchange: Exchange) -> None:
         await pages.health(exchange, self._models, self.draining)

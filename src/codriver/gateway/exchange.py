@@ -13,11 +13,11 @@ from typing import Any
 
 from codriver.core.errors import BodyTooLarge, CodriverError, EngineError, MalformedBody, RateLimited
 from codriver.core.messages import Usage
-from codriver.core.wire import encode, sse
 from codriver.observe.spans import NO_REQUEST_SPAN, RequestSpan
 
 from .config import GatewayConfig
 from .head import Head
+from .refusals import Refusal, refusal_for
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -43,12 +43,12 @@ class Exchange:
 
     ``engine`` becomes a response header; ``caller`` tells API keys apart and is empty where there are none. ``cut_by``
     is set by whoever cancels the work, and is what the client is told; without it a cancelled exchange means that the
-    client has gone.
+    client has gone. ``refusal`` is set by a stream that has a way of its own to say that it was cut.
     """
 
     __slots__ = (
         "_receive", "_send", "allow", "arrived_s", "caller", "close", "cut_by", "engine", "head", "method",
-        "outcome", "path", "route", "span", "status", "streaming", "usage",
+        "outcome", "path", "refusal", "route", "span", "status", "streaming", "usage",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, arrived_s: float) -> None:
@@ -68,6 +68,7 @@ class Exchange:
         self.streaming = False
         self.outcome: CodriverError | None = None
         self.usage: Usage | None = None
+        self.refusal: Refusal | None = None
 
     async def body(self, config: GatewayConfig) -> bytes:
         """The whole body. Errors: :class:`BodyTooLarge`, :class:`MalformedBody` when too slow, :class:`ClientGone`."""
@@ -106,13 +107,17 @@ class Exchange:
         await self._start(status, [*(headers or [_JSON]), (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body})
 
-    async def start_stream(self) -> None:
-        await self._start(200, _STREAM)
+    async def start_stream(self, headers: Headers = _STREAM) -> None:
+        await self._start(200, headers)
         self.streaming = True
 
     async def event(self, payload: bytes) -> None:
         """One ``data:`` event."""
         await self._send({"type": "http.response.body", "body": b"data: " + payload + b"\n\n", "more_body": True})
+
+    async def write(self, payload: bytes) -> None:
+        """Bytes of the stream as they stand: whole events or lines."""
+        await self._send({"type": "http.response.body", "body": payload, "more_body": True})
 
     async def end_stream(self, last: bytes) -> None:
         """``last`` are the final bytes as they stand: ``[DONE]``'s event, or an error's."""
@@ -120,12 +125,13 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": last})
 
     async def refuse(self, error: CodriverError) -> None:
-        """The error as an OpenAI body with its status, or as an event where the stream has begun."""
+        """The error as a body with its status, or as an event where the stream has begun, as the path's API has it."""
         self.outcome = error
+        refusal = self.refusal or refusal_for(self.path)
         if self.streaming:
-            await self.end_stream(sse(encode(error.body())))
+            await self.end_stream(refusal.last_event(error))
         elif not self.status:
-            await self.answer(encode(error.body()), error.status, [_JSON, *_hints(error, self)])
+            await self.answer(refusal.body(error), error.status, [_JSON, *_hints(error, self)])
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.status = status

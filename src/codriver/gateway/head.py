@@ -42,6 +42,9 @@ class Head:
                 self.length = int(value) if value.isdigit() else -1
             elif name == b"authorization":
                 self.authorization = value
+            elif name == b"x-api-key":
+                # Anthropic's clients; where both are sent the other one counts.
+                self.authorization = self.authorization or b"Bearer " + value
             elif name == b"x-request-id":
                 self.request_id = value if _ID.fullmatch(value) else b""
             elif name in (b"traceparent", b"tracestate"):
