@@ -30,11 +30,10 @@ from codriver.core.messages import (
     ToolCall,
     Wire,
 )
-from codriver.core.wire import encode
 
 from .exchange import Exchange
 from .messages_events import MessageWriter
-from .shapes import Asked, content_of, question, read, refuse_members
+from .shapes import Asked, content_of, encoded, question, read, refuse_members
 
 _KINDS = "text, image, tool_use, tool_result, thinking"
 _NAMES = {"stop": "stop_sequences"}
@@ -118,7 +117,7 @@ class MessagesRequest(Wire):
     max_tokens: int
     model: str = ""
     system: str | list[_Text] | None = None
-    stream: bool = False
+    stream: bool | None = None
     stop_sequences: list[str] | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -150,7 +149,7 @@ def parse(exchange: Exchange, body: bytes) -> tuple[Asked, RequestOptions | None
     request = ChatRequest(
         model=asked.model,
         messages=messages,
-        stream=asked.stream,
+        stream=bool(asked.stream),
         max_tokens=asked.max_tokens,
         temperature=asked.temperature,
         top_p=asked.top_p,
@@ -192,7 +191,7 @@ def _said(content: list[_Content]) -> Message:
     """An assistant's turn."""
     texts = [block.text for block in content if isinstance(block, _Text)]
     calls = [
-        ToolCall(id=block.id, function=FunctionCall(name=block.name, arguments=encode(block.input).decode()))
+        ToolCall(id=block.id, function=FunctionCall(name=block.name, arguments=encoded(block.input).decode()))
         for block in content
         if isinstance(block, _ToolUse)
     ]

@@ -31,11 +31,10 @@ from codriver.core.messages import (
     ToolCall,
     Wire,
 )
-from codriver.core.wire import encode
 
 from .exchange import Exchange
 from .ollama_lines import LineWriter, Member
-from .shapes import Asked, question, read, refuse_members
+from .shapes import Asked, encoded, question, read, refuse_members
 from .shapes import respond as respond_in_shape
 
 # Sampling that llama.cpp knows and OpenAI does not; a server that does not know one says so or ignores it.
@@ -231,7 +230,7 @@ def _messages(given: list[_Message]) -> list[Message]:
 
 
 def _call(call: _Call, message: int, index: int) -> ToolCall:
-    function = FunctionCall(name=call.function.name, arguments=encode(call.function.arguments).decode())
+    function = FunctionCall(name=call.function.name, arguments=encoded(call.function.arguments).decode())
     return ToolCall(id=call.id or f"call_{message}_{index}", function=function)
 
 

@@ -29,11 +29,10 @@ from codriver.core.messages import (
     ToolCall,
     Wire,
 )
-from codriver.core.wire import encode
 
 from .exchange import Exchange
 from .responses_events import ResponseWriter
-from .shapes import Asked, content_of, question, read, refuse_members
+from .shapes import Asked, content_of, encoded, question, read, refuse_members
 
 _KINDS = "message (input_text, input_image, output_text, refusal), function_call, function_call_output, reasoning"
 _NAMES = {"max_tokens": "max_output_tokens", "messages": "input"}
@@ -223,7 +222,7 @@ def _messages(given: str | list[dict[str, Any]]) -> list[Message]:
     for plain in given:
         if "type" not in plain and "role" in plain:
             plain["type"] = "message"
-    items: _Items = read(_items_decoder, encode({"input": given}), _KINDS)
+    items: _Items = read(_items_decoder, encoded({"input": given}), _KINDS)
     messages: list[Message] = []
     for item in items.input:
         if isinstance(item, _Message):
@@ -279,7 +278,7 @@ def _tools(given: list[dict[str, Any]] | None) -> list[Tool] | None:
             raise UnsupportedParameter(
                 f"The tool '{kind}' runs on OpenAI's servers and is not supported. Supported: function.", param="tools"
             )
-    tools: _FunctionTools = read(_tools_decoder, encode({"tools": given or []}))
+    tools: _FunctionTools = read(_tools_decoder, encoded({"tools": given or []}))
     made = [Tool(function=FunctionSpec(t.name, t.description, t.parameters, t.strict)) for t in tools.tools]
     return made or None
 
