@@ -1,4 +1,4 @@
-"""HTTP in and out: the OpenAI API over any engine, with keys, limits, TLS and a graceful end."""
+"""HTTP in and out: the OpenAI, Anthropic and Ollama APIs over any engine, with keys, limits, TLS and a graceful end."""
 
 from .app import Gateway
 from .config import GatewayConfig
