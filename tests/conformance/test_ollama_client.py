@@ -122,6 +122,12 @@ def test_control_by_headers(url: str) -> None:
     assert KNOWN["who"].requests[-1].codriver.privacy == "local_only"
 
 
+def test_embeddings(client: ollama.Client) -> None:
+    answer = client.embed(model="auto", input=["a", "b"])
+    assert len(answer.embeddings) == 2
+    assert answer.prompt_eval_count == 2
+
+
 def test_models(client: ollama.Client) -> None:
     assert "auto" in [model.model for model in client.list().models]
     shown = client.show("auto")

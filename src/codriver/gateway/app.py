@@ -34,7 +34,7 @@ from codriver.core.wire import encode
 from codriver.observe.metrics import Metrics
 from codriver.observe.spans import start_request
 
-from . import chat, completions, embeddings, messages, ollama, ollama_pages, pages, responses, shapes
+from . import chat, completions, embeddings, messages, ollama, ollama_embed, ollama_pages, pages, responses, shapes
 from .auth import ApiKeys
 from .config import GatewayConfig
 from .exchange import ClientGone, Exchange, Receive, Scope, Send
@@ -77,6 +77,7 @@ class Gateway:
             "/v1/messages": {"POST": partial(self._ask, parse=messages.parse, respond=shapes.respond)},
             "/api/chat": {"POST": partial(self._ask, parse=ollama.parse_chat, respond=ollama.respond)},
             "/api/generate": {"POST": partial(self._ask, parse=ollama.parse_generate, respond=ollama.respond)},
+            "/api/embed": {"POST": partial(self._ask, parse=embeddings.parse, respond=ollama_embed.respond)},
             "/api/tags": {"GET": self._ollama_tags},
             "/api/show": {"POST": self._ollama_show},
             "/api/version": {"GET": self._ollama_version},

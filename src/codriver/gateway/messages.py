@@ -111,7 +111,9 @@ class _Thought(Wire):
 
 
 class MessagesRequest(Wire):
-    """The body. ``metadata``, ``service_tier`` and ``cache_control`` do not change an answer and are not read."""
+    """The body. ``metadata``, ``service_tier`` and ``cache_control`` do not change an answer and are not read;
+    ``context_management`` is not either: what it would clear stays, and a prompt that is too long is refused.
+    """
 
     messages: list[_Turn]
     max_tokens: int
@@ -128,7 +130,6 @@ class MessagesRequest(Wire):
     output_config: _OutputConfig | None = None
     mcp_servers: list[Any] | None = None
     container: Any = None
-    context_management: Any = None
     codriver: RequestOptions | None = None
 
 
@@ -138,7 +139,7 @@ _decoder = msgspec.json.Decoder(MessagesRequest)
 def parse(exchange: Exchange, body: bytes) -> tuple[Asked, RequestOptions | None]:
     """Errors: :class:`MalformedBody`, :class:`UnsupportedParameter`."""
     asked: MessagesRequest = read(_decoder, body, _KINDS)
-    refuse_members(asked, ("mcp_servers", "container", "context_management"))
+    refuse_members(asked, ("mcp_servers", "container"))
     if asked.thinking is not None and asked.thinking.type == "enabled":
         raise UnsupportedParameter(
             "'thinking' cannot be 'enabled' here: no model is made to think. Leave it out, or send 'adaptive'.",

@@ -119,9 +119,7 @@ def _arguments(block: Block) -> dict[str, Any]:
     try:
         return msgspec.json.decode(block.text or "{}", type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise UpstreamMalformed(
-            f"The engine called '{block.name[:100]}' with arguments that are no JSON object."
-        ) from error
+        raise UpstreamMalformed("The engine called a tool with arguments that are no JSON object.") from error
 
 
 def _usage(usage: Usage | msgspec.UnsetType | None) -> dict[str, Any]:

@@ -132,9 +132,7 @@ def _calls(answer: ChatCompletion) -> list[dict[str, Any]]:
         except msgspec.DecodeError as error:
             if choice.finish_reason == "length":
                 break  # a call that the token limit cut is no call
-            raise UpstreamMalformed(
-                f"The engine called '{call.function.name[:100]}' with arguments that are no JSON object."
-            ) from error
+            raise UpstreamMalformed("The engine called a tool with arguments that are no JSON object.") from error
     return found
 
 

@@ -2,7 +2,7 @@
 
 Limits: nothing is kept, so ``previous_response_id``, ``conversation`` and item references are refused by name and every
 response says ``"store": false``; tools that run on OpenAI's servers, background work and stored prompts are refused
-too. Hints (``reasoning``, ``service_tier``, cache keys) and bookkeeping are taken and not acted upon.
+too. Hints (``reasoning``, ``service_tier``, cache keys, truncation) and bookkeeping are taken and not acted upon.
 """
 
 from __future__ import annotations
@@ -124,7 +124,6 @@ class ResponsesRequest(Wire):
     background: bool | None = None
     prompt: Any = None
     moderation: Any = None
-    context_management: Any = None
     codriver: RequestOptions | None = None
 
 
@@ -185,7 +184,7 @@ def _refuse_stored(asked: ResponsesRequest) -> None:
             param="previous_response_id",
         )
     refuse_members(asked, ("conversation", "prompt"), "is not supported, because nothing is stored here")
-    refuse_members(asked, ("background", "moderation", "context_management"))
+    refuse_members(asked, ("background", "moderation"))
 
 
 def _told_back(asked: ResponsesRequest) -> dict[str, Any]:
@@ -276,7 +275,7 @@ def _tools(given: list[dict[str, Any]] | None) -> list[Tool] | None:
         kind = tool.get("type")
         if isinstance(kind, str) and kind != "function":
             raise UnsupportedParameter(
-                f"The tool '{kind}' runs on OpenAI's servers and is not supported. Supported: function.", param="tools"
+                f"Tools of the type '{kind}' are not supported. Supported: function.", param="tools"
             )
     tools: _FunctionTools = read(_tools_decoder, encoded({"tools": given or []}))
     made = [Tool(function=FunctionSpec(t.name, t.description, t.parameters, t.strict)) for t in tools.tools]

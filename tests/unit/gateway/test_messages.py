@@ -30,12 +30,13 @@ async def test_the_plain_members() -> None:
     request = await heard(
         {"system": [{"type": "text", "text": "A"}, {"type": "text", "text": "B"}], "stop_sequences": ["x"]}
         | {"temperature": 0.5, "top_p": 0.9, "top_k": 4, "metadata": {"user_id": "u"}, "thinking": {"type": "disabled"}}
+        | {"context_management": {"edits": [{"type": "clear_thinking_20251015"}]}}
     )
     assert [(m.role, m.content) for m in request.messages] == [("system", "A\nB"), ("user", "hi")]
     assert (request.max_tokens, request.temperature, request.top_p, request.stop) == (9, 0.5, 0.9, ["x"])
     body = json.loads(request.raw)
     assert body["top_k"] == 4
-    assert "metadata" not in body
+    assert not {"metadata", "context_management", "thinking"} & set(body)
     assert "codriver" not in body
 
 
@@ -173,7 +174,7 @@ async def test_arguments_that_are_no_object_are_an_error(stream: bool) -> None:
     engine = Scripted(call(0, "[1]", "call_a", "heat"), delta("tool_calls"))
     reply = await said(engine, PATH, ASK | {"stream": stream})
     error = events(reply)[-1] if stream else json.loads(reply.body)
-    assert error["error"]["message"] == "The engine called 'heat' with arguments that are no JSON object."
+    assert error["error"]["message"] == "The engine called a tool with arguments that are no JSON object."
     assert b"message_stop" not in reply.body
 
 

@@ -166,12 +166,19 @@ async def test_a_cut_stream_ends_with_an_error_line() -> None:
 async def test_broken_arguments_end_with_an_error_line() -> None:
     engine = Scripted(call(0, "{", "call_a", "heat"), delta("tool_calls"))
     (last,) = lines(await said(engine, CHAT, ASK))
-    assert last["error"] == "The engine called 'heat' with arguments that are no JSON object."
+    assert last["error"] == "The engine called a tool with arguments that are no JSON object."
 
 
 async def test_a_call_that_the_token_limit_cut_is_no_call() -> None:
     (last,) = lines(await said(Scripted(call(0, "{", "call_a", "heat"), delta("length")), CHAT, ASK))
     assert last["done_reason"] == "length"
+
+
+async def test_embeddings() -> None:
+    asked = {"model": "auto", "input": ["a", "b"], "truncate": True}
+    body = json.loads((await said(Scripted(), "/api/embed", asked)).body)
+    assert body["embeddings"] == [[0.5, -1.5, 0.25]] * 2
+    assert (body["model"], body["prompt_eval_count"]) == ("auto", 4)
 
 
 # ---------------------------------------------------------------- pages
@@ -243,7 +250,7 @@ async def test_refused_by_name(path: str, body: Json, sentence: str) -> None:
     assert sentence in json.loads(reply.body)["error"]
 
 
-@pytest.mark.parametrize(("path", "status"), [("/api/pull", 404), (CHAT, 405), ("/api/embed", 404)])
+@pytest.mark.parametrize(("path", "status"), [("/api/pull", 404), (CHAT, 405), ("/api/embed", 405)])
 async def test_other_failures_have_the_shape_too(path: str, status: int) -> None:
     async with running(Scripted()) as server:
         reply = await get(server.port, path)

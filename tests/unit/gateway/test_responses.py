@@ -235,7 +235,7 @@ async def test_tool_calls_that_are_written_crosswise_are_an_error() -> None:
         ({"conversation": "conv_1"}, "conversation", "nothing is stored here"),
         ({"prompt": {"id": "p"}}, "prompt", "nothing is stored here"),
         ({"background": True}, "background", "'background' is not supported"),
-        ({"tools": [{"type": "web_search"}]}, "tools", "The tool 'web_search' runs on OpenAI's servers"),
+        ({"tools": [{"type": "web_search"}]}, "tools", "Tools of the type 'web_search' are not supported"),
         ({"tools": [{"type": "function"}]}, "tools[0]", "name"),
         (
             {"tools": [{"type": "function", "name": "a"}], "tool_choice": {"type": "file_search"}},

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from codriver.core.errors import EngineDied
 from codriver.core.messages import ChatChunk, ChunkChoice, Delta
 from codriver.route.hybrid import HybridEngine
 from codriver.route.lineup import Lineup
@@ -54,6 +55,20 @@ async def test_a_session_has_a_history(path: str) -> None:
         ("assistant", "Hello"),
         ("user", "hi"),
     ]
+
+
+@PATHS
+@pytest.mark.parametrize("stream", [False, True])
+async def test_another_engine_goes_on_where_one_died(path: str, stream: bool) -> None:
+    first = Scripted(chunk("Hel"), EngineDied("The engine died."), id="first")
+    second = Scripted(chunk("lo"), chunk("", "stop"), id="second")
+    body = BODIES[path] | {"stream": stream, "codriver": {"failover": "resume"}}
+    async with running(HybridEngine(Lineup({"first": first, "second": second}))) as server:
+        reply = await ask(server.port, path, json.dumps(body).encode())
+    assert b'"failovers":[{"from":"first","to":"second"' in reply.body
+    assert any(end in reply.body for end in (*ENDS, b'"status":"completed"', b'"end_turn"'))
+    assert b'"Hel' in reply.body
+    assert (b'"lo"' if stream else b'"Hello"') in reply.body
 
 
 @PATHS
