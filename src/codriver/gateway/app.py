@@ -28,7 +28,8 @@ from codriver.core.errors import (
     RateLimited,
     UnknownModel,
 )
-from codriver.core.messages import RequestOptions
+from codriver.core.messages import EmbedRequest, Privacy, RequestOptions
+from codriver.core.privacy import strictest
 from codriver.core.wire import encode
 from codriver.observe.metrics import Metrics
 from codriver.observe.spans import start_request
@@ -165,6 +166,9 @@ class Gateway:
         task = self._admit(exchange)
         try:
             request, options = parse(exchange, await exchange.body(self._config))
+            least = self._keys.least_privacy(exchange.caller)
+            if least != "any":
+                options = _at_least(least, request, options)
             engine = self._engine(request.model)
             _refuse_leak(engine, options)
             if options is not None and options.session and exchange.caller:
@@ -233,12 +237,25 @@ class Gateway:
 
 
 def _refuse_leak(engine: Engine, options: RequestOptions | None) -> None:
-    """A router keeps a ``local_only`` request in the vehicle; an engine that the client named by itself cannot."""
-    if options is not None and options.privacy == "local_only" and engine.card.locality != "vehicle":
+    """A router keeps a request to its privacy class; an engine that the client named by itself cannot."""
+    if options is None or options.privacy in (None, "any") or engine.card.locality == "vehicle":
+        return
+    if options.privacy == "local_only" or not engine.card.can("redact"):
         raise Forbidden(
-            f"The request is local_only, and '{engine.card.id}' is not in the vehicle: nothing was sent to it.",
+            f"The request is {options.privacy}, and '{engine.card.id}' is not in the vehicle: nothing was sent to it.",
             param="codriver.privacy",
         )
+
+
+def _at_least(least: Privacy, request: Any, options: RequestOptions | None) -> RequestOptions:
+    """A request's options with the privacy class raised to ``least``, which its key asks for."""
+    options = options or RequestOptions()
+    options.privacy = strictest(least, options.privacy)
+    if isinstance(request, EmbedRequest):
+        request.privacy = options.privacy
+    else:
+        request.codriver = options
+    return options
 
 
 def _expire(task: asyncio.Task[Any], exchange: Exchange, limit_s: float) -> None:

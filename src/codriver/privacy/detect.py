@@ -1,0 +1,82 @@
+"""The detector: forms (``patterns.py``), check digits (python-stdnum), phone numbers (phonenumbers), names of a list.
+
+Needs the extra ``[privacy]``. What it cannot find: names and places that nobody listed, addresses of other forms, and
+what is spelt out in words, letter by letter or in disguise. ``docs/privacy.md`` says so to users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+from codriver.core.errors import BadConfigValue
+from codriver.core.privacy import Detector, Finding, NoDetector, Unreadable, without_overlaps
+
+from .config import PrivacyConfig
+from .names import NameFinder, read_names
+from .numbers import numbers
+from .patterns import BLOB, PATTERNS, PHONE_LIKE, PHONE_PLUS
+
+_MISSING = "personal data cannot be found without the extra: pip install 'codriver[privacy]'"
+# Looking takes about 10 ms for 1,000 words; a text as long as this would hold up everybody else.
+MOST_CHARS = 200_000
+
+
+class PatternDetector:
+    """See the module. Raises ``ImportError`` where a library is missing, :class:`BadConfigValue` for a bad region."""
+
+    why_not = ""
+
+    def __init__(self, config: PrivacyConfig) -> None:
+        self._phones = _phones(config.phone_regions)
+        self._numbers = numbers()
+        listed = read_names(config.names_file) if config.names_file else []
+        self._names = NameFinder([*config.names, *listed])
+
+    def find(self, text: str) -> list[Finding]:
+        """Errors: :class:`Unreadable` for what cannot be looked into: encoded data, and very long texts."""
+        if len(text) > MOST_CHARS:
+            raise Unreadable("the text is too long to be looked through")
+        if BLOB.search(text):
+            raise Unreadable("encoded data cannot be looked into")
+        return without_overlaps(
+            [*self._forms(text), *self._numbers(text), *self._phones(text), *self._names.find(text)]
+        )
+
+    @staticmethod
+    def _forms(text: str) -> Iterator[Finding]:
+        for kind, pattern in PATTERNS:
+            group = "x" if "x" in pattern.groupindex else 0
+            for match in pattern.finditer(text):
+                yield Finding(match.start(group), match.end(group), kind)
+
+
+def make_detector(config: PrivacyConfig) -> Detector:
+    """The detector, or one that says why there is none."""
+    try:
+        return PatternDetector(config)
+    except ImportError:
+        return NoDetector(_MISSING)
+
+
+def _phones(regions: tuple[str, ...]) -> Callable[[str], Iterator[Finding]]:
+    phonenumbers: Any = import_module("phonenumbers")
+    unknown = sorted(set(regions) - set(phonenumbers.SUPPORTED_REGIONS))
+    if unknown:
+        raise BadConfigValue(
+            f"'privacy.phone_regions' holds {unknown[0]!r}; allowed: countries by ISO 3166, such as DE or US.",
+            param="privacy.phone_regions",
+        )
+
+    def find(text: str) -> Iterator[Finding]:
+        if not PHONE_LIKE.search(text):
+            return
+        # A number with its country code is taken without asking whether that country gives such numbers.
+        for match in PHONE_PLUS.finditer(text):
+            yield Finding(*match.span(), "PHONE")
+        for region in regions:
+            for found in phonenumbers.PhoneNumberMatcher(text, region):
+                yield Finding(found.start, found.end, "PHONE")
+
+    return find
