@@ -31,6 +31,7 @@ from codriver.core.errors import (
 from codriver.core.messages import EmbedRequest, Privacy, RequestOptions
 from codriver.core.privacy import strictest
 from codriver.core.wire import encode
+from codriver.observe.logs import where
 from codriver.observe.metrics import Metrics
 from codriver.observe.spans import start_request
 
@@ -115,9 +116,10 @@ class Gateway:
             await exchange.refuse(error)
         except ClientGone:
             raise
-        except Exception:
-            # The service loop: a defect in an engine must end as an error body, not as a dead connection.
-            log.exception("a request failed in an unforeseen way", extra={"route": exchange.route})
+        except Exception as error:  # noqa: BLE001
+            # The service loop: a defect in an engine must end as an error body, not as a dead connection. What it says
+            # is left out: it may quote the request.
+            log.error("a request failed in an unforeseen way", extra={"route": exchange.route, "at": where(error)})
             await exchange.refuse(CodriverError("An internal error occurred; it has been logged."))
 
     def _handler(self, exchange: Exchange) -> Handler:

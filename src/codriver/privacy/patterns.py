@@ -153,6 +153,6 @@ IBAN = re.compile(r"(?<![A-Za-z0-9])[a-z]{2}\d{2}(?:[ -]?[a-z0-9]){11,38}(?![a-z
 CARD = re.compile(r"(?<![\w.])\d(?:[ -]?\d){12,18}(?![\w]|\.\d)")
 VIN = re.compile(r"(?<!\w)(?=[A-Z0-9]{0,16}\d)(?=[A-Z0-9]{0,16}[A-Z])[A-HJ-NPR-Z0-9]{17}(?!\w)", _I)
 IPV6 = re.compile(r"(?<![\w:.])(?=[0-9a-f:.]{0,38}:[0-9a-f]{0,4}:)[0-9a-f:.]{3,45}(?:%\w{1,16})?(?![\w:])", _I)
-PHONE_LIKE = re.compile(r"(?:\d[\s()./+-]{0,3}){7}")
+PHONE_LIKE = re.compile(r"[(+]{0,2}\d(?:[\s()./+-]{0,3}\d){6,25}")
 PHONE_PLUS = re.compile(r"(?<![\w+])(?:\+|00)[1-9](?:[\s()./-]{0,3}\d){7,13}(?!\d)")
 BLOB = re.compile(r"\bdata:[\w.+/-]{0,80};base64,|[A-Za-z0-9+/_-]{200}")

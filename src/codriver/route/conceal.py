@@ -36,6 +36,10 @@ _INTERNAL = ("raw", "codriver", "prompt", "continue_from")
 _NOT_SENT = ("codriver", "logprobs", "top_logprobs", "model", "__raw__", "__prompt__", "__continue_from__")
 
 
+# Looking takes about 7 ms for 1,000 words, and meanwhile everybody else waits.
+_MOST_CHARS = 200_000
+
+
 class Concealer:
     """Replaces by placeholders what ``detector`` and ``names`` find, and whatever is in ``vault`` already.
 
@@ -48,6 +52,7 @@ class Concealer:
         self._vault = vault
         self._findings: dict[str, list[Finding]] = {}
         self._learnt: frozenset[str] | None = None
+        self._chars = 0
         self.used: set[str] = set()
 
     def learn(self, request: ChatRequest) -> None:
@@ -184,6 +189,9 @@ class Concealer:
     def _look(self, text: str) -> list[Finding]:
         found = self._findings.get(text)
         if found is None:
+            self._chars += len(text)
+            if self._chars > _MOST_CHARS:
+                raise Unreadable("the request is too long to be looked through")
             try:
                 found = without_overlaps([*forged(text), *self._detector.find(text), *self._names.find(text)])
             except Unreadable:
