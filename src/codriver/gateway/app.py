@@ -119,7 +119,8 @@ class Gateway:
         except Exception as error:  # noqa: BLE001
             # The service loop: a defect in an engine must end as an error body, not as a dead connection. What it says
             # is left out: it may quote the request.
-            log.error("a request failed in an unforeseen way", extra={"route": exchange.route, "at": where(error)})
+            fields = {"route": exchange.route, "at": where(error)}
+            log.error("a request failed in an unforeseen way: %s", type(error).__name__, extra=fields)
             await exchange.refuse(CodriverError("An internal error occurred; it has been logged."))
 
     def _handler(self, exchange: Exchange) -> Handler:

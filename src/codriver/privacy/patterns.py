@@ -80,7 +80,7 @@ PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "ADDRESS",  # Hauptstraße 12a, 80331 München; Damrak-like Dutch ones too
         re.compile(
-            rf"\b(?!(?:Park|Stell|Sitz|Arbeits|Lade|Liege)platz)(?:{_UP}{_LOW}{{1,30}}\s){{0,2}}{_UP}{_LOW}{{0,40}}"
+            rf"\b(?!(?:Park|Stell|Sitz|Arbeits|Lade|Liege)platz)(?:{_UP}{_LOW}{{1,30}}[ ]){{0,2}}{_UP}{_LOW}{{0,40}}"
             rf"(?:straße|strasse|str\.|weg|platz|allee|gasse|ufer|damm|straat|laan|plein|gracht)\s?,?\s{_HOUSE}{_TOWN}",
         ),
     ),
@@ -155,4 +155,6 @@ VIN = re.compile(r"(?<!\w)(?=[A-Z0-9]{0,16}\d)(?=[A-Z0-9]{0,16}[A-Z])[A-HJ-NPR-Z
 IPV6 = re.compile(r"(?<![\w:.])(?=[0-9a-f:.]{0,38}:[0-9a-f]{0,4}:)[0-9a-f:.]{3,45}(?:%\w{1,16})?(?![\w:])", _I)
 PHONE_LIKE = re.compile(r"[(+]{0,2}\d(?:[\s()./+-]{0,3}\d){6,25}")
 PHONE_PLUS = re.compile(r"(?<![\w+])(?:\+|00)[1-9](?:[\s()./-]{0,3}\d){7,13}(?!\d)")
-BLOB = re.compile(r"\bdata:[\w.+/-]{0,80};base64,|[A-Za-z0-9+/_-]{200}")
+BLOB = re.compile(
+    r"\bdata:[\w.+/-]{0,80};base64,|(?=[A-Za-z0-9+/_-]{0,99}\d)(?=[\d+/_-]{0,99}[A-Za-z])[A-Za-z0-9+/_-]{200}"
+)

@@ -7,11 +7,12 @@ itself defines are left alone. Rule: what cannot be looked into raises :class:`U
 from __future__ import annotations
 
 from collections import Counter
+from itertools import accumulate
 from typing import Any, get_args
 
 import msgspec
 
-from codriver.core.messages import ChatRequest, FunctionSpec, Message, Role
+from codriver.core.messages import ChatRequest, FunctionSpec, Message, Role, TextPart
 from codriver.core.privacy import Detector, Finding, Unreadable, without_overlaps
 from codriver.core.wire import encode
 from codriver.privacy import NameFinder
@@ -53,12 +54,14 @@ class Concealer:
         self._findings: dict[str, list[Finding]] = {}
         self._learnt: frozenset[str] | None = None
         self._chars = 0
+        self._prompt = ""
         self.used: set[str] = set()
 
     def learn(self, request: ChatRequest) -> None:
         """Look into everything, so that a datum told by its surroundings is known where it stands without them.
         Errors: :class:`Unreadable`.
         """
+        self._prompt = request.prompt or ""
         self.request(request)
         self._learnt = frozenset(self._findings)
         self.used.clear()
@@ -75,13 +78,16 @@ class Concealer:
         """
         if request.modalities() != {"text"}:
             raise Unreadable("pictures and sound cannot be redacted")
+        for message in request.messages:
+            if isinstance(message.content, list) and len(message.content) > 1:
+                self._refuse_spread(message)
         tree = msgspec.to_builtins(msgspec.structs.replace(request, model="", **dict.fromkeys(_INTERNAL)))
         hidden = msgspec.convert(self._tree(tree, ""), ChatRequest)
         hidden.model = request.model
         if request.codriver is not None:
             hidden.codriver = msgspec.structs.replace(request.codriver, session=None, entities=None)
         hidden.logprobs = hidden.top_logprobs = None
-        hidden.prompt = None if request.prompt is None else self._text(request.prompt)
+        hidden.prompt = None if request.prompt is None else self._prompt_and_part(request.prompt)
         hidden.continue_from = None if request.continue_from is None else self._text(request.continue_from)
         if request.raw is not None:
             body = msgspec.json.decode(request.raw)
@@ -90,6 +96,18 @@ class Concealer:
                 body.pop(name, None)
             hidden.raw = encode(model | self._tree(body, ""))
         return hidden
+
+    def _prompt_and_part(self, prompt: str) -> str:
+        """A prompt that was made longer by the part of an answer: what is joined must not hide where a value ends."""
+        if self._prompt and prompt.startswith(self._prompt) and prompt != self._prompt:
+            return self._text(self._prompt) + self._text(prompt[len(self._prompt) :])
+        return self._text(prompt)
+
+    def _refuse_spread(self, message: Message) -> None:
+        """Engines join a message's parts: a value must not begin in one and end in the next."""
+        edges = list(accumulate(len(part.text) for part in message.content or () if isinstance(part, TextPart)))[:-1]
+        if any(f.start < edge < f.end for f in self._look(message.text()) for edge in edges):
+            raise Unreadable("personal data is spread over several parts of a message")
 
     # ------------------------------------------------------------ walking
 

@@ -16,6 +16,7 @@ from codriver.core.privacy import Finding
 FORGED = re.compile(r"<[A-Z]{2,12}_\d{1,6}>")
 FORGED_KIND = "TEXT"
 _TAIL_CHARS = 256
+_LONG_CHARS = 8
 
 
 class Vault:
@@ -49,8 +50,7 @@ class Vault:
             return ()
         if self._pattern is None:
             ordered = sorted(self._spelt, key=len, reverse=True)
-            inner = "|".join(r"\s+".join(map(re.escape, spelling.split(" "))) for spelling in ordered)
-            self._pattern = re.compile(rf"(?<!\w)(?:{inner})(?!\w)", re.IGNORECASE)
+            self._pattern = re.compile("|".join(map(_anywhere, ordered)), re.IGNORECASE)
         found = ((match.start(), match.end(), _plain(match.group())) for match in self._pattern.finditer(text))
         # What casefolding and the pattern's own idea of case see differently is no known value.
         return [(start, end, self._spelt[plain]) for start, end, plain in found if plain in self._spelt]
@@ -65,6 +65,12 @@ class Vault:
                 if tail.endswith(spelling[:size]) and not tail[-size - 1 : -size].isalnum():
                     return True
         return False
+
+
+def _anywhere(spelling: str) -> str:
+    """A long value is known inside a word too: texts get joined. A short one there would be chance."""
+    inner = r"\s+".join(map(re.escape, spelling.split(" ")))
+    return inner if len(spelling) >= _LONG_CHARS else rf"(?<!\w){inner}(?!\w)"
 
 
 def in_json(value: str) -> str:

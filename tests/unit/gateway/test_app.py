@@ -302,6 +302,8 @@ async def test_a_defect_in_an_engine_is_logged_and_hidden(caplog: pytest.LogCapt
     assert reply.status == 500
     assert b"private" not in reply.body
     assert "ZeroDivisionError" in caplog.text
+    assert "private" not in caplog.text
+    assert "serving.py" in caplog.records[0].at  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- options and deadlines

@@ -157,6 +157,13 @@ def test_what_looks_like_a_placeholder_already_is_a_value_like_any_other() -> No
     assert vault.values == {"<TEXT_1>": "<EMAIL_1>", "<EMAIL_1>": MAIL}
 
 
+def test_a_prompt_and_the_answer_that_was_joined_to_it_hide_nothing() -> None:
+    made, request = concealer(), ask(prompt=f"I am Schmidt, {VIN}")
+    made.learn(request)
+    longer = msgspec.structs.replace(request, prompt=f"I am Schmidt, {VIN}you said {VIN}: a")
+    assert made.request(longer).prompt == "I am <NAME_1>, <VIN_1>you said <VIN_1>: a"
+
+
 def test_names_that_the_request_brings_are_hidden_too() -> None:
     request = ask(messages=[user("Tell Zoé and zoé's boss, Dr. Who")])
     assert hidden(request, "Zoé", "Dr. Who").messages[0].text() == "Tell <NAME_1> and <NAME_1>'s boss, <NAME_2>"
@@ -177,6 +184,7 @@ def test_an_ordinary_request_is_sent_as_it_is() -> None:
         user("A1b2" * 60),
         user("x " * 150_000),
         Message(role="assistant", tool_calls=[ToolCall(id="c", function=FunctionCall("f", '{"a":"\\u0041'))]),
+        Message(role="user", content=[TextPart("+49 151 "), TextPart("12345678")]),
     ],
 )
 def test_what_cannot_be_looked_into_is_not_sent(message: Message) -> None:
