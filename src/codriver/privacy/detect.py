@@ -69,9 +69,11 @@ def _phones(regions: tuple[str, ...]) -> Callable[[str], Iterator[Finding]]:
 
     def find(text: str) -> Iterator[Finding]:
         # A number with its country code is taken without asking whether that country gives such numbers.
-        for match in PHONE_PLUS.finditer(text):
-            yield Finding(*match.span(), "PHONE")
+        taken = [match.span() for match in PHONE_PLUS.finditer(text)]
+        yield from (Finding(start, end, "PHONE") for start, end in taken)
         for match in PHONE_LIKE.finditer(text):
+            if any(start <= match.start() and match.end() <= end for start, end in taken):
+                continue
             begin = max(0, match.start() - _AROUND_CHARS)
             near = text[begin : match.end() + _AROUND_CHARS]
             for region in regions:
