@@ -21,7 +21,11 @@ def strictness(word: str | None) -> int:
 
 def strictest(*words: Privacy | None) -> Privacy:
     """The strictest of the classes; ``any`` where there is none."""
-    return max((word for word in words if word is not None), key=_STRICTNESS.__getitem__, default="any")
+    found: Privacy = "any"
+    for word in words:
+        if word is not None and word is not found and _STRICTNESS[word] > _STRICTNESS[found]:
+            found = word
+    return found
 
 
 @dataclass(frozen=True, slots=True)

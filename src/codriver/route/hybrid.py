@@ -17,9 +17,6 @@ from .execute import Run
 from .lineup import Lineup
 from .redact import Privacy
 from .sessions import Sessions
-from .vault import Vault
-
-NO_VAULT = Vault()
 
 
 class HybridEngine:
@@ -54,9 +51,7 @@ class HybridEngine:
     async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncGenerator[ChatChunk, None]:
         """Plan, run, remember. Errors: those of ``Decider.plan`` and ``Run.chunks``."""
         whole = self._sessions.extend(request)
-        asked = self._privacy.asked(whole)
-        vault = self._sessions.vault(request) if asked == "redact" else NO_VAULT
-        whole, veil = self._privacy.prepare(whole, vault)
+        whole, veil = self._privacy.prepare(whole, self._sessions.vault)
         plan = self._decider.plan(whole, deadline.remaining_s())
         run = Run(self._lineup.veiled(veil), self._config, plan, whole, deadline)
         async with aclosing(run.chunks()) as stream:
@@ -65,7 +60,7 @@ class HybridEngine:
         if request.codriver is not None and request.codriver.session:
             done = run.answer.completion().choices[0].message
             told = Message(role="assistant", content=done.content, tool_calls=done.tool_calls or None)
-            self._sessions.record(request, told, asked, vault)
+            self._sessions.record(request, told, veil.asked, veil.vault)
 
     async def embed(self, request: EmbedRequest, deadline: Deadline) -> Embeddings:
         """By the first engine that can, the vehicle's before the cloud's."""

@@ -7,7 +7,7 @@ the vehicle always read the original, and so do session and client.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -36,7 +36,12 @@ from .vault import Vault
 
 
 class NoVeil:
-    """For a request that needs none: engines as they are."""
+    """For a request that needs none: engines as they are. ``asked`` is the class that counted, ``vault`` what a session
+    keeps.
+    """
+
+    asked: PrivacyClass = "any"
+    vault: Vault | None = None
 
     def over(self, engines: Mapping[str, Engine]) -> Mapping[str, Engine]:
         return engines
@@ -49,6 +54,8 @@ class NoVeil:
 class StaysLocal(NoVeil):
     """For a request that was to be redacted and cannot be. ``why`` quotes nothing of it."""
 
+    asked = "redact"
+
     def __init__(self, why: str) -> None:
         self.why = why
 
@@ -59,13 +66,15 @@ class StaysLocal(NoVeil):
 class Veil(NoVeil):
     """One request's redaction. ``concealer`` has learnt the request."""
 
+    asked = "redact"
+
     def __init__(self, concealer: Concealer, vault: Vault) -> None:
         self._concealer = concealer
-        self._vault = vault
+        self.vault: Vault = vault
 
     def over(self, engines: Mapping[str, Engine]) -> Mapping[str, Engine]:
         return {
-            name: Veiled(engine, self._concealer, self._vault) if engine.card.locality != "vehicle" else engine
+            name: Veiled(engine, self._concealer, self.vault) if engine.card.locality != "vehicle" else engine
             for name, engine in engines.items()
         }
 
@@ -118,7 +127,12 @@ class Veiled:
         """Nothing: the engine is its maker's to close."""
 
 
+class _Local(NoVeil):
+    asked = "local_only"
+
+
 NO_VEIL = NoVeil()
+_LOCAL = _Local()
 
 
 def refuse_leak(plan: AttemptPlan, engines: Mapping[str, Engine]) -> None:
@@ -140,18 +154,15 @@ class Privacy:
         self._detector = detector or NoDetector()
         self._least = least
 
-    def asked(self, request: ChatRequest) -> PrivacyClass:
-        """The class that counts for the request: its own, or the vehicle's where that is stricter."""
+    def prepare(self, request: ChatRequest, vault_of: Callable[[ChatRequest], Vault]) -> tuple[ChatRequest, NoVeil]:
+        """The request with the class that counts, its own or the vehicle's, and the veil for it."""
         options = request.codriver
-        return strictest(self._least, options.privacy if options is not None else None)
-
-    def prepare(self, request: ChatRequest, vault: Vault) -> tuple[ChatRequest, NoVeil]:
-        """The request with the class that counts, and the veil for it."""
-        asked = self.asked(request)
+        asked = strictest(self._least, options.privacy) if options is not None else self._least
         if asked == "any":
             return request, NO_VEIL
         if asked == "local_only":
-            return _with(request, asked), NO_VEIL
+            return _with(request, asked), _LOCAL
+        vault = vault_of(request)
         entities = request.codriver.entities if request.codriver is not None else None
         concealer = Concealer(self._detector, NameFinder(entities or ()), vault)
         try:

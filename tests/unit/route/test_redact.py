@@ -278,7 +278,7 @@ def test_an_answer_of_the_vehicle_goes_on_in_the_cloud_only_where_nothing_privat
 def through(plan: AttemptPlan, request: ChatRequest, *engines: Faulty) -> Got:
     async def main() -> Got:
         lineup = lineup_of(*engines)
-        whole, veil = Privacy(DETECTOR).prepare(request, Vault())
+        whole, veil = Privacy(DETECTOR).prepare(request, lambda _: Vault())
         run = Run(lineup.veiled(veil), RouteConfig(), plan, whole, Deadline.never(LoopClock()))
         return await watch(run.chunks(), lineup)
 
