@@ -10,6 +10,7 @@ from codriver.catalogue import CatalogueConfig
 from codriver.core.config import setting
 from codriver.gateway import GatewayConfig
 from codriver.observe.config import ObserveConfig
+from codriver.privacy import PrivacyConfig
 from codriver.route.config import BreakerConfig, LinkConfig, RouteConfig
 
 VEHICLE_MODEL = "smollm2-135m-instruct-q4_1"
@@ -69,6 +70,7 @@ class VehicleConfig:
     engine: OnBoard = field(default_factory=OnBoard)
     cloud: CloudAccess = field(default_factory=CloudAccess)
     route: RouteConfig = field(default_factory=RouteConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)

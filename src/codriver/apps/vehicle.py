@@ -19,6 +19,7 @@ from codriver.gateway.tls import client_context
 from codriver.observe.logs import configure_logs
 from codriver.observe.metrics import Metrics
 from codriver.observe.setup import configure_spans
+from codriver.privacy.detect import make_detector
 from codriver.route.hybrid import HybridEngine
 from codriver.route.lineup import Lineup
 from codriver.route.link import LinkMonitor, LinkView, SteadyLink
@@ -132,8 +133,9 @@ async def quality(car: Vehicle) -> AsyncIterator[None]:
 @asynccontextmanager
 async def gateway(car: Vehicle) -> AsyncIterator[None]:
     lineup = Lineup(car.engines, car.link, car.quality, car.metrics, breaker_config=car.config.breaker)
-    hybrid = HybridEngine(lineup, car.config.route)
-    car.models = {"codriver": hybrid, **{name: PinnedEngine(hybrid, lineup, name) for name in car.engines}}
+    hybrid = HybridEngine(lineup, car.config.route, detector=make_detector(car.config.privacy))
+    least = car.config.route.privacy
+    car.models = {"codriver": hybrid, **{name: PinnedEngine(hybrid, lineup, name, least) for name in car.engines}}
     app = Gateway(car.models, "codriver", car.config.gateway, car.metrics)
     car.listening = await serve(app, car.config.gateway)
     try:

@@ -16,7 +16,7 @@ from .parsing import parse_as
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 FinishReason = str  # stop | length | tool_calls | content_filter, and whatever a server invents
 Policy = Literal["auto", "vehicle-only", "cloud-only", "cloud-first", "vehicle-first"]
-Privacy = Literal["any", "local_only"]
+Privacy = Literal["any", "redact", "local_only"]
 Failover = Literal["resume", "restart", "declare"]
 
 
@@ -110,6 +110,7 @@ class RequestOptions(Wire, forbid_unknown_fields=True):
     gap after it. ``failover`` says what to do when an engine dies in mid-answer. ``session`` names a conversation
     whose history is kept in the vehicle; each API key has its own names. ``budget_usd`` caps what the answer may cost.
     ``privacy``: the strictest word counts, of headers, body and duplicates alike; of other duplicate members the last.
+    ``entities`` are names (of people, of places) that ``redact`` hides wherever they stand.
     """
 
     policy: Policy | None = None
@@ -122,6 +123,7 @@ class RequestOptions(Wire, forbid_unknown_fields=True):
     inter_token_ms: float | None = None
     budget_usd: float | None = None
     lora: list[dict[str, Any]] | None = None
+    entities: list[str] | None = None
 
 
 class ChatRequest(Wire):
@@ -298,13 +300,16 @@ class ChatCompletion(Wire, omit_defaults=False):
 
 
 class EmbedRequest(Wire):
-    """``input`` is one text or many; ``dimensions`` cuts the vector where the model allows it."""
+    """``input`` is one text or many; ``dimensions`` cuts the vector where the model allows it. ``privacy`` is set here,
+    never by a body: of anything but ``any`` the vehicle's engines make the vectors.
+    """
 
     input: str | list[str]
     model: str = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     user: str | None = None
+    privacy: Privacy = msgspec.field(default="any", name="__privacy__")
 
     def texts(self) -> list[str]:
         return [self.input] if isinstance(self.input, str) else self.input
@@ -386,4 +391,5 @@ def parse_embed(body: bytes) -> EmbedRequest:
     request: EmbedRequest = parse_as(_embed_decoder, body)
     if not request.texts() or any(not text for text in request.texts()):
         raise MalformedBody("The request body is not valid in 'input': it holds no text.", param="input")
+    request.privacy = "any"
     return request

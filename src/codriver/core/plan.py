@@ -1,7 +1,8 @@
 """The attempt plan: what the router decides, and the only thing the executor runs.
 
 A plan is data: it can be printed, logged, compared and tested without a model. A request marked ``local_only`` cannot
-get a plan that holds a cloud engine: the constructor refuses.
+get a plan that holds a cloud engine: the constructor refuses. In one marked ``redact`` the cloud's engines must be
+veiled, which whoever runs it checks.
 """
 
 from __future__ import annotations

@@ -29,8 +29,10 @@ from codriver.core.errors import (
     RateLimited,
     UnknownModel,
 )
-from codriver.core.messages import RequestOptions
+from codriver.core.messages import EmbedRequest, Privacy, RequestOptions
+from codriver.core.privacy import strictest
 from codriver.core.wire import encode
+from codriver.observe.logs import where
 from codriver.observe.metrics import Metrics
 from codriver.observe.spans import start_request
 
@@ -123,9 +125,11 @@ class Gateway:
             await exchange.refuse(error)
         except ClientGone:
             raise
-        except Exception:
-            # The service loop: a defect in an engine must end as an error body, not as a dead connection.
-            log.exception("a request failed in an unforeseen way", extra={"route": exchange.route})
+        except Exception as error:  # noqa: BLE001
+            # The service loop: a defect in an engine must end as an error body, not as a dead connection. What it says
+            # is left out: it may quote the request.
+            fields = {"route": exchange.route, "at": where(error)}
+            log.error("a request failed in an unforeseen way: %s", type(error).__name__, extra=fields)
             await exchange.refuse(CodriverError("An internal error occurred; it has been logged."))
 
     def _handler(self, exchange: Exchange) -> Handler:
@@ -174,6 +178,9 @@ class Gateway:
         task = self._admit(exchange)
         try:
             request, options = parse(exchange, await exchange.body(self._config))
+            least = self._keys.least_privacy(exchange.caller)
+            if least != "any":
+                options = _at_least(least, request, options)
             engine = self._engine(request.model)
             _refuse_leak(engine, options)
             if options is not None and options.session and exchange.caller:
@@ -255,12 +262,25 @@ class Gateway:
 
 
 def _refuse_leak(engine: Engine, options: RequestOptions | None) -> None:
-    """A router keeps a ``local_only`` request in the vehicle; an engine that the client named by itself cannot."""
-    if options is not None and options.privacy == "local_only" and engine.card.locality != "vehicle":
+    """A router keeps a request to its privacy class; an engine that the client named by itself cannot."""
+    if options is None or options.privacy in (None, "any") or engine.card.locality == "vehicle":
+        return
+    if options.privacy == "local_only" or not engine.card.can("redact"):
         raise Forbidden(
-            f"The request is local_only, and '{engine.card.id}' is not in the vehicle: nothing was sent to it.",
+            f"The request is {options.privacy}, and '{engine.card.id}' is not in the vehicle: nothing was sent to it.",
             param="codriver.privacy",
         )
+
+
+def _at_least(least: Privacy, request: Any, options: RequestOptions | None) -> RequestOptions:
+    """A request's options with the privacy class raised to ``least``, which its key asks for."""
+    options = options or RequestOptions()
+    options.privacy = strictest(least, options.privacy)
+    if isinstance(request, EmbedRequest):
+        request.privacy = options.privacy
+    else:
+        request.codriver = options
+    return options
 
 
 def _expire(task: asyncio.Task[Any], exchange: Exchange, limit_s: float) -> None:

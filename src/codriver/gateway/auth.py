@@ -7,8 +7,11 @@ import hmac
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 from codriver.core.errors import BadConfigValue, MissingFile, Unauthorized
+from codriver.core.messages import Privacy
+from codriver.core.privacy import strictness
 
 from .config import GatewayConfig
 
@@ -31,6 +34,28 @@ class ApiKeys:
                 param="gateway.keys_file",
             )
         self._digests = tuple(_digest(key) for key in keys)
+        self._least = dict(self._with_class(entry) for entry in config.key_privacy)
+
+    def least_privacy(self, caller: str) -> Privacy:
+        """The class under which no request of ``caller`` goes (what :meth:`check` gave)."""
+        return self._least.get(caller, "any")
+
+    def _with_class(self, entry: str) -> tuple[str, Privacy]:
+        word, _, key = entry.partition("=")
+        if strictness(word) < 0 or not key:
+            # The entry is not quoted: it may hold a key.
+            raise BadConfigValue(
+                "gateway.key_privacy holds an entry that is not CLASS=KEY; allowed classes: any, redact, local_only.",
+                param="gateway.key_privacy",
+            )
+        digest = _digest(key)
+        if digest not in self._digests:
+            raise BadConfigValue(
+                f"gateway.key_privacy gives the class {word} to a key that is neither in gateway.api_keys nor in "
+                "gateway.keys_file: it would protect nothing.",
+                param="gateway.key_privacy",
+            )
+        return digest.hex()[:_CALLER_DIGITS], cast("Privacy", word)
 
     def check(self, authorization: bytes) -> str:
         """Who calls: hex digits of the key's digest, empty where there are no keys.

@@ -16,6 +16,9 @@ class GatewayConfig:
     port: int = setting(8000, "The port to listen on; 0 takes a free one.", least=0, most=65535)
     api_keys: tuple[str, ...] = setting((), "Keys that may call, as they are or as sha256:<hex>; none means open.")
     keys_file: Path | None = setting(None, "A file with one such key a line; # starts a comment.")
+    key_privacy: tuple[str, ...] = setting(
+        (), "The least privacy class of a key's requests, as redact=KEY or local_only=KEY (KEY as in api_keys)."
+    )
     tls_cert: Path | None = setting(None, "The server's certificate (PEM, with its chain).")
     tls_key: Path | None = setting(None, "The private key of tls_cert (PEM).")
     tls_client_ca: Path | None = setting(

@@ -6,19 +6,21 @@ import itertools
 import os
 import re
 from collections.abc import Iterable
-from typing import Literal
 
 import msgspec
 
 from codriver.core.errors import MalformedBody
 from codriver.core.messages import RequestOptions
 from codriver.core.parsing import allowed_values
+from codriver.core.privacy import strictest, strictness
 
 _NAMES = ("policy", "engine", "privacy", "failover", "session")
 _NUMBERS = ("deadline-ms", "first-token-ms", "inter-token-ms", "budget-usd")
 _PRIVACY = "x-codriver-privacy"
-_STRICTEST: Literal["local_only"] = "local_only"
+_UNKNOWN_WORD = 1.5
 _SESSION_CHARS = 256
+_MOST_ENTITIES = 1000
+_ENTITY_CHARS = 200
 _PREFIX = b"x-codriver-"
 _KNOWN = {f"x-codriver-{name}".encode(): name.replace("-", "_") for name in _NAMES + _NUMBERS}
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -55,12 +57,14 @@ class Head:
             self.request_id = f"req_{_run}{next(_numbers):08x}".encode()
 
     def _option(self, name: str, text: str) -> None:
-        if name != _PRIVACY or self.options.get(name) != _STRICTEST:
+        # A word that is none counts, so that it is refused; but not against the strictest.
+        known = strictness(self.options.get(name)) if name == _PRIVACY else 0
+        if not known or known < (strictness(text) if strictness(text) >= 0 else _UNKNOWN_WORD):
             self.options[name] = text
 
     def request_options(self, body: RequestOptions | None) -> RequestOptions | None:
-        """The headers' options under the body's, which count where both set one; but ``local_only`` counts wherever it
-        stands. Errors: :class:`MalformedBody`.
+        """The headers' options under the body's, which count where both set one; but of privacy classes the
+        strictest counts. Errors: :class:`MalformedBody`.
         """
         if not self.options:
             _check_bounds(body)
@@ -71,10 +75,10 @@ class Head:
         if body is not None:
             for field in msgspec.structs.fields(RequestOptions):
                 value = getattr(body, field.name)
+                if field.name == "privacy" and merged.privacy is not None:
+                    value = strictest(value, merged.privacy)
                 if value is not None:
                     setattr(merged, field.name, value)
-        if self.options.get(_PRIVACY) == _STRICTEST:
-            merged.privacy = _STRICTEST
         _check_bounds(merged)
         return merged
 
@@ -105,6 +109,11 @@ def _check_bounds(options: RequestOptions | None) -> None:
             )
     if options.budget_usd is not None and not options.budget_usd >= 0:
         raise MalformedBody("'codriver.budget_usd' must not be negative.", param="codriver.budget_usd")
+    if len(options.entities or ()) > _MOST_ENTITIES or any(len(one) > _ENTITY_CHARS for one in options.entities or ()):
+        raise MalformedBody(
+            f"'codriver.entities' may hold {_MOST_ENTITIES} names of {_ENTITY_CHARS} characters at most.",
+            param="codriver.entities",
+        )
     if options.session is not None and len(options.session) > _SESSION_CHARS:
         raise MalformedBody(
             f"'codriver.session' has {len(options.session)} characters, and may have {_SESSION_CHARS} at most.",

@@ -1,35 +1,42 @@
-"""What the request structs alone do not tell of a body: a ``local_only`` that a later duplicate of its member hides."""
+"""What the request structs do not tell of a body: a word on privacy that a later duplicate of its member hides."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
+from codriver.core import privacy
 from codriver.core.messages import RequestOptions
+
+_WORDS = ("local_only", "redact")  # the strictest first
 
 
 def strictest(options: RequestOptions | None, body: bytes) -> RequestOptions | None:
-    """``options`` as they were read from ``body``, with ``local_only`` where any duplicate in it says so.
+    """``options`` as they were read from ``body``, with the strictest privacy class that any duplicate in it says.
 
-    In JSON the last of two equal members counts; for ``privacy`` the stricter one does. Only a body that holds the
-    word and was not understood by it is looked at again. One that spells the word with escapes is read as JSON says.
+    In JSON the last of two equal members counts; for ``privacy`` the stricter one does. Only a body that holds a
+    stricter word than was understood is looked at again. One that spells the word with escapes is read as JSON says.
     """
-    if b"local_only" not in body or (options is not None and options.privacy == "local_only"):
+    read = privacy.strictness(options.privacy if options is not None else None)
+    if not any(privacy.strictness(word) > read and word.encode() in body for word in _WORDS):
         return options
     try:
         # Only strings matter here: a number may be too long for Python, and a member that nobody reads no UTF-8.
         members = json.loads(body.decode("utf-8", "replace"), object_pairs_hook=tuple, parse_int=str)
-        if not _says_local_only(members):
-            return options
+        said = set(_said(members))
     except (ValueError, RecursionError):
-        pass  # what cannot be looked at stays in the vehicle
-    options = options or RequestOptions()
-    options.privacy = "local_only"
+        said = {"local_only"}  # what cannot be looked at stays in the vehicle
+    for word in _WORDS:
+        if word in said and privacy.strictness(word) > read:
+            options = options or RequestOptions()
+            options.privacy = word  # type: ignore[assignment]
+            break
     return options
 
 
-def _says_local_only(members: Any) -> bool:
-    """``members``: an object as pairs, so that nothing of it is lost."""
-    return any(
-        ("privacy", "local_only") in inner for name, inner in members if name == "codriver" and isinstance(inner, tuple)
-    )
+def _said(members: Any) -> Iterator[str]:
+    """Every privacy class in ``members``: an object as pairs, so that nothing of it is lost."""
+    for name, inner in members:
+        if name == "codriver" and isinstance(inner, tuple):
+            yield from (pair[1] for pair in inner if pair[0] == "privacy" and isinstance(pair[1], str))

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
@@ -20,6 +22,7 @@ from .config import ObserveConfig
 
 ROOT = "codriver"
 REDACTED = "[redacted]"
+_MOST_CAUSES = 5
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _PRIVATE = re.compile(
     r"^(prompt|messages?_text|content|text|answer|completion|input|body|raw|arguments|headers"
@@ -35,6 +38,18 @@ def mask(text: str) -> str:
     """``text`` with bearer tokens, ``sk-…`` keys, keys in query strings and passwords in URLs blanked."""
     text = _KEY.sub(lambda m: (m[1] or "") + REDACTED, text)
     return _URL_SECRET.sub(lambda m: (m[1] or "") + REDACTED, text)
+
+
+def where(error: BaseException) -> str:
+    """The types of an error and its causes, each with the lines it came through, and nothing of what it says."""
+    told: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(told) < _MOST_CAUSES:
+        frames = traceback.extract_tb(cause.__traceback__)
+        lines = " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
+        told.append(f"{type(cause).__name__} at {lines}")
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return "; because of ".join(told)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codriver.core.config import setting
-from codriver.core.messages import Failover, Policy
+from codriver.core.messages import Failover, Policy, Privacy
 
 
 @dataclass(frozen=True)
 class RouteConfig:
     policy: Policy = setting("auto", "Who answers when the request does not say.")
+    privacy: Privacy = setting("any", "The least privacy class of every request; a request can only be stricter.")
     failover: Failover = setting("resume", "What happens when an engine dies in the middle of an answer.")
     deadline_s: float = setting(30.0, "Longest time for a whole answer when the request does not say.", least=0.05)
     first_token_s: float = setting(6.0, "Longest wait for an engine's first token.", least=0.01)

@@ -16,6 +16,7 @@ from codriver.core.engine import EngineCard
 from codriver.core.errors import CodriverError, LinkDown, NoEngineLeft, UnknownModel, UnsupportedModality
 from codriver.core.messages import ChatRequest, Policy, RequestOptions
 from codriver.core.plan import Attempt, AttemptPlan, Gate
+from codriver.core.privacy import strictest
 
 from .config import RouteConfig
 from .lineup import Lineup
@@ -51,10 +52,10 @@ class Decider:
         the request.
         """
         options = request.codriver or RequestOptions()
-        local_only = options.privacy == "local_only"
+        privacy = strictest(options.privacy, self._config.privacy)
         limit_s = min(deadline_s, _seconds(options.deadline_ms, self._config.deadline_s))
         policy = options.policy or self._config.policy
-        ask = Ask(request, options, policy, limit_s, local_only, _likely_tokens(request))
+        ask = Ask(request, options, policy, limit_s, privacy == "local_only", _likely_tokens(request))
         attempts = self._ordered(ask) if options.engine is None else self._pinned(ask, options.engine)
         self._be_patient(ask, attempts)
         if attempts[0].start != "at_once":
@@ -64,7 +65,7 @@ class Decider:
             attempts=tuple(attempts),
             deadline_s=limit_s,
             budget_usd=math.inf if budget_usd is None else max(0.0, budget_usd),
-            privacy="local_only" if local_only else "any",
+            privacy=privacy,
             policy=ask.policy,
             link=self._lineup.link.state,
         )

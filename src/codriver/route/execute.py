@@ -29,7 +29,7 @@ from codriver.core.errors import (
     UpstreamRejected,
 )
 from codriver.core.messages import ChatChunk, ChatRequest, StreamOptions
-from codriver.core.plan import Attempt, AttemptPlan, PlanError
+from codriver.core.plan import Attempt, AttemptPlan
 from codriver.core.wire import changed
 from codriver.observe.spans import start_attempt
 
@@ -37,6 +37,7 @@ from .config import RouteConfig
 from .gate import GateKeeper
 from .lineup import Lineup
 from .live import AttemptRecord, Live, Rejected
+from .redact import refuse_leak
 from .resume import continued, goes_on
 from .shape import Shaper
 from .turn import Turn
@@ -58,10 +59,7 @@ class Run:
     def __init__(
         self, lineup: Lineup, config: RouteConfig, plan: AttemptPlan, request: ChatRequest, deadline: Deadline
     ) -> None:
-        if plan.privacy == "local_only":
-            for attempt in plan.attempts:
-                if lineup.engines[attempt.engine].card.locality != "vehicle":
-                    raise PlanError(f"a local_only request must not reach {attempt.engine}")
+        refuse_leak(plan, lineup.engines)
         self._lineup = lineup
         self._config = config
         self._plan = plan
@@ -278,6 +276,8 @@ class Run:
             "engine": live.attempt.engine,
             "locality": live.attempt.locality,
             "link": self._lineup.link.state,
+            "privacy": self._plan.privacy,
+            **self._lineup.veil.told(),
             "attempts": [record.as_dict() for record in self.records],
         }
         if live.record.confidence is not None:

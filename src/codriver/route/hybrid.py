@@ -9,21 +9,30 @@ from codriver.core.deadline import Deadline
 from codriver.core.engine import EngineCard, Health
 from codriver.core.errors import CodriverError, UnsupportedModality
 from codriver.core.messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, Message, TensorRequest, Tensors
+from codriver.core.privacy import Detector, strictest
 
 from .config import RouteConfig
 from .decide import Decider
 from .execute import Run
 from .lineup import Lineup
+from .redact import Privacy
 from .sessions import Sessions
 
 
 class HybridEngine:
     """One engine made of those in ``lineup``. It does not own them: whoever made them closes them."""
 
-    def __init__(self, lineup: Lineup, config: RouteConfig | None = None, name: str = "codriver") -> None:
+    def __init__(
+        self,
+        lineup: Lineup,
+        config: RouteConfig | None = None,
+        name: str = "codriver",
+        detector: Detector | None = None,
+    ) -> None:
         self._config = config or RouteConfig()
         self._lineup = lineup if self._config.link_aware else lineup.without_link()
         self._decider = Decider(self._lineup, self._config)
+        self._privacy = Privacy(detector, self._config.privacy)
         cards = [engine.card for engine in lineup.engines.values()]
         # About four characters to a token; a quarter of the context is left for what is new and for the answer.
         contexts = [card.context_tokens for card in cards if card.locality == "vehicle" and card.can("chat")]
@@ -42,20 +51,23 @@ class HybridEngine:
     async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncGenerator[ChatChunk, None]:
         """Plan, run, remember. Errors: those of ``Decider.plan`` and ``Run.chunks``."""
         whole = self._sessions.extend(request)
+        whole, veil = self._privacy.prepare(whole, self._sessions.vault)
         plan = self._decider.plan(whole, deadline.remaining_s())
-        run = Run(self._lineup, self._config, plan, whole, deadline)
+        run = Run(self._lineup.veiled(veil), self._config, plan, whole, deadline)
         async with aclosing(run.chunks()) as stream:
             async for chunk in stream:
                 yield chunk
         if request.codriver is not None and request.codriver.session:
             done = run.answer.completion().choices[0].message
             told = Message(role="assistant", content=done.content, tool_calls=done.tool_calls or None)
-            self._sessions.record(request, told, local=plan.privacy == "local_only")
+            self._sessions.record(request, told, veil.asked, veil.vault)
 
     async def embed(self, request: EmbedRequest, deadline: Deadline) -> Embeddings:
         """By the first engine that can, the vehicle's before the cloud's."""
         error: CodriverError | None = None
-        for name in self._able("embeddings"):
+        # A vector tells much of its text, and a text with placeholders has another one.
+        local = strictest(request.privacy, self._config.privacy) != "any"
+        for name in self._able("embeddings", local):
             try:
                 return await self._lineup.engines[name].embed(request, deadline)
             except CodriverError as failure:
@@ -65,15 +77,15 @@ class HybridEngine:
     async def infer(self, request: TensorRequest, deadline: Deadline) -> Tensors:
         """By the first engine that can, the vehicle's before the cloud's."""
         error: CodriverError | None = None
-        for name in self._able("tensors"):
+        for name in self._able("tensors", self._config.privacy != "any"):
             try:
                 return await self._lineup.engines[name].infer(request, deadline)
             except CodriverError as failure:
                 error = failure
         raise error or UnsupportedModality("No engine here runs tensor graphs.", param="model")
 
-    def _able(self, capability: str) -> list[str]:
-        names = [*self._lineup.of("vehicle"), *self._lineup.of("cloud")]
+    def _able(self, capability: str, local: bool) -> list[str]:
+        names = [*self._lineup.of("vehicle"), *(() if local else self._lineup.of("cloud"))]
         return [
             name
             for name in names

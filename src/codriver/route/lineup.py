@@ -14,6 +14,7 @@ from .breaker import Breaker
 from .config import BreakerConfig
 from .link import LinkView, SteadyLink
 from .quality import Quality
+from .redact import NO_VEIL, NoVeil
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class Lineup:
     breaker_config: BreakerConfig = field(default_factory=BreakerConfig)
     breakers: dict[str, Breaker] = field(init=False)
     paces: dict[str, Pace] = field(init=False)
+    veil: NoVeil = field(init=False, default=NO_VEIL)
 
     def __post_init__(self) -> None:
         self.breakers = {name: Breaker(self.breaker_config, self.clock) for name in self.engines}
@@ -61,6 +63,14 @@ class Lineup:
         blind = copy.copy(self)
         blind.link = SteadyLink()
         return blind
+
+    def veiled(self, veil: NoVeil) -> Lineup:
+        """The same with the engines as a request that needs ``veil`` may see them."""
+        if veil is NO_VEIL:
+            return self
+        seen = copy.copy(self)
+        seen.engines, seen.veil = veil.over(self.engines), veil
+        return seen
 
     def link_down(self, engine: str) -> bool:
         return self.engines[engine].card.locality == "cloud" and self.link.state == "down"

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from codriver.core.deadline import Deadline
 from codriver.core.engine import Engine
-from codriver.core.errors import CodriverError
+from codriver.core.errors import CodriverError, EngineDied
 from codriver.core.messages import ChatChunk, ChatRequest
+from codriver.observe.logs import where
 
+log = logging.getLogger("codriver.route")
 # How long an engine may take to stop once it is told; then it is told again.
 _STOP_S = 0.25
 # The timer looks at the clock at least this often: waits that end later than that need not move it.
@@ -170,6 +173,10 @@ class Turn:
                 self._fresh.set()
         except CodriverError as error:
             self._error = error
+        except Exception as error:  # noqa: BLE001
+            # Nobody waits for this task: asyncio would log what the error says, which may quote the request.
+            log.error("an engine failed in an unforeseen way", extra={"at": where(error)})
+            self._error = EngineDied("The engine failed in an unforeseen way; it has been logged.")
         finally:
             self._over = True
             self._fresh.set()

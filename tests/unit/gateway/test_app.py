@@ -17,9 +17,13 @@ from codriver.core.errors import BadConfigValue, EngineBusy, EngineDied, LinkDow
 from codriver.core.messages import RequestOptions
 from codriver.core.wire import decode_chunk, decode_whole
 from codriver.gateway import Gateway, GatewayConfig, serve
+from codriver.gateway.auth import ApiKeys
 from codriver.observe.metrics import Metrics
+from codriver.privacy import PrivacyConfig
+from codriver.privacy.detect import make_detector
 from codriver.route.hybrid import HybridEngine
 from codriver.route.lineup import Lineup
+from codriver.route.pinned import PinnedEngine
 
 from .serving import CHAT, HELLO, STREAM, USAGE, Scripted, ask, chunk, get, http, running, speak
 
@@ -254,6 +258,13 @@ async def test_metrics_count_by_route() -> None:
         (http("POST", CHAT_PATH, CHAT, "x-codriver-deadline-ms: nan"), 400, "malformed_body", "deadline_ms"),
         (http("POST", CHAT_PATH, CHAT[:-1] + b',"codriver":{"deadline_ms":-1}}'), 400, "malformed_body", "deadline_ms"),
         (http("POST", CHAT_PATH, CHAT[:-1] + b',"codriver":{"polcy":"auto"}}'), 400, "malformed_body", "polcy"),
+        (http("POST", CHAT_PATH, CHAT, "x-codriver-privacy: secret"), 400, "malformed_body", "any, redact, local_only"),
+        (
+            http("POST", CHAT_PATH, CHAT[:-1] + b',"codriver":{"entities":["' + b"x" * 201 + b'"]}}'),
+            400,
+            "malformed_body",
+            "'codriver.entities' may hold 1000 names of 200 characters at most.",
+        ),
         (b"GARBAGE\r\n\r\n", 400, "invalid_request", "not a valid HTTP/1.1 request"),
         (b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400, "invalid_request", "not a valid HTTP/1.1 request"),
     ],
@@ -302,6 +313,8 @@ async def test_a_defect_in_an_engine_is_logged_and_hidden(caplog: pytest.LogCapt
     assert reply.status == 500
     assert b"private" not in reply.body
     assert "ZeroDivisionError" in caplog.text
+    assert "private" not in caplog.text
+    assert "serving.py" in caplog.records[0].at  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- options and deadlines
@@ -339,6 +352,100 @@ async def test_of_two_words_on_privacy_the_stricter_counts(path: str, members: b
         reply = await ask(server.port, path, body, *headers)
     assert reply.status == 200, reply.body
     assert engine.requests[0].codriver.privacy == "local_only"
+
+
+@pytest.mark.parametrize(
+    ("members", "headers", "counts"),
+    [
+        (b'{"privacy":"redact"}', ("x-codriver-privacy: any",), "redact"),
+        (b'{"privacy":"any"}', ("x-codriver-privacy: redact",), "redact"),
+        (b'{"privacy":"redact"}', ("x-codriver-privacy: local_only",), "local_only"),
+        (b'{"privacy":"local_only"}', ("x-codriver-privacy: redact",), "local_only"),
+        (b'{"privacy":"redact","privacy":"any"}', (), "redact"),
+        (b'{"privacy":"redact","privacy":"local_only","privacy":"any"}', (), "local_only"),
+        (b'{"privacy":"redact","privacy":null}', (), "redact"),
+        (b"{}", ("x-codriver-privacy: redact", "x-codriver-privacy: any"), "redact"),
+        (
+            b"{}",
+            ("x-codriver-privacy: redact", "x-codriver-privacy: local_only", "x-codriver-privacy: any"),
+            "local_only",
+        ),
+    ],
+)
+async def test_redact_lies_between_any_and_local_only(members: bytes, headers: tuple[str, ...], counts: str) -> None:
+    engine = Scripted(*HELLO)
+    async with running(engine) as server:
+        reply = await ask(server.port, CHAT_PATH, CHAT[:-1] + b',"codriver":' + members + b"}", *headers)
+    assert reply.status == 200, reply.body
+    assert engine.requests[0].codriver.privacy == counts
+
+
+async def test_a_key_has_its_least_privacy_class() -> None:
+    engine = Scripted(*HELLO)
+    digest = hashlib.sha256(b"bob").hexdigest()
+    settings = {
+        "api_keys": ("alice", f"sha256:{digest}", "carl"),
+        "key_privacy": ("redact=alice", f"local_only=sha256:{digest}", "any=carl"),
+    }
+    seen = []
+    async with running(engine, **settings) as server:
+        for key in ("alice", "bob", "carl"):
+            for word in ("any", "redact", "local_only"):
+                reply = await ask(
+                    server.port, CHAT_PATH, CHAT, f"authorization: Bearer {key}", f"x-codriver-privacy: {word}"
+                )
+                assert reply.status == 200
+                seen.append(engine.requests[-1].codriver.privacy)
+        assert (await ask(server.port, CHAT_PATH, CHAT, "authorization: Bearer bob")).status == 200
+    assert seen == ["redact", "redact", "local_only", *["local_only"] * 3, "any", "redact", "local_only"]
+    assert engine.requests[-1].codriver == RequestOptions(privacy="local_only")
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("secret=alice", "an entry that is not CLASS=KEY; allowed classes: any, redact, local_only"),
+        ("alice", "an entry that is not CLASS=KEY"),
+        ("redact=", "an entry that is not CLASS=KEY"),
+        ("redact=alcie", "a key that is neither in gateway.api_keys nor in gateway.keys_file"),
+    ],
+)
+def test_a_class_for_a_key_that_may_not_call_is_refused(entry: str, told: str) -> None:
+    with pytest.raises(BadConfigValue) as refused:
+        ApiKeys(GatewayConfig(api_keys=("alice",), key_privacy=(entry,)))
+    assert told in refused.value.message
+    assert "alcie" not in refused.value.message
+
+
+async def test_texts_to_embed_carry_the_class_of_their_key_and_no_body_sets_it() -> None:
+    made = []
+
+    class Embedder(Scripted):
+        async def embed(self, request: Any, deadline: Any) -> Any:
+            made.append(request.privacy)
+            return await super().embed(request, deadline)
+
+    body = b'{"input":"a","__privacy__":"any"}'
+    async with running(Embedder(), api_keys=("alice", "bob"), key_privacy=("redact=alice",)) as server:
+        for key in ("alice", "bob"):
+            assert (await ask(server.port, "/v1/embeddings", body, f"authorization: Bearer {key}")).status == 200
+    assert made == ["redact", "any"]
+
+
+async def test_a_request_to_be_redacted_goes_only_to_who_can_redact() -> None:
+    engine = Scripted(*HELLO)
+    engine.card = dataclasses.replace(engine.card, locality="cloud")
+    lineup = Lineup({"scripted": engine})
+    pinned = PinnedEngine(HybridEngine(lineup, detector=make_detector(PrivacyConfig())), lineup, "scripted")
+    body = b'{"messages":[{"role":"user","content":"mail a@b.example"}],"codriver":{"privacy":"redact"}}'
+    async with running({"bare": engine, "pinned": pinned}) as server:
+        reply = await ask(server.port, CHAT_PATH, body)
+        assert (reply.status, error(reply.body)["code"]) == (403, "forbidden")
+        assert error(reply.body)["message"].startswith("The request is redact, and 'scripted' is not in the vehicle")
+        assert engine.requests == []
+        reply = await ask(server.port, CHAT_PATH, body[:-1] + b',"model":"pinned"}')
+    assert reply.status == 200
+    assert engine.requests[0].messages[0].text() == "mail <EMAIL_1>"
 
 
 async def test_the_word_in_a_message_is_no_wish_for_privacy() -> None:

@@ -76,7 +76,7 @@ def test_a_conversation_stays_short_enough_for_the_vehicles_model() -> None:
 
 def test_what_was_said_locally_keeps_the_conversation_local_while_it_is_remembered() -> None:
     sessions = Sessions(most_messages=4)
-    sessions.record(said("my home is at …", privacy="local_only"), reply("noted"), local=True)
+    sessions.record(said("my home is at …", privacy="local_only"), reply("noted"), "local_only")
     extended = sessions.extend(said("and the weather?"))
     assert extended.codriver and extended.codriver.privacy == "local_only"
     assert sessions.extend(said("x", session="t")).codriver.privacy is None  # type: ignore[union-attr]

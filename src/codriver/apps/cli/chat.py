@@ -24,14 +24,15 @@ def chat(
     model: Annotated[str, typer.Option(help="codriver routes; vehicle and cloud ask one engine.")] = "codriver",
     policy: Annotated[str | None, typer.Option(help="auto, or who answers: vehicle-only, cloud-first, …")] = None,
     local_only: Annotated[bool, typer.Option("--local-only", help="Nothing may leave the vehicle.")] = False,
+    redact: Annotated[bool, typer.Option("--redact", help="Personal data leaves it as placeholders only.")] = False,
     api_key_env: Annotated[str, typer.Option(help="Environment variable with the API key.")] = "CODRIVER_API_KEY",
 ) -> None:
     """Talk to a vehicle; each answer says who gave it, how fast, and over which link."""
     options: dict[str, Any] = {"session": uuid.uuid4().hex}
     if policy is not None:
         options["policy"] = policy
-    if local_only:
-        options["privacy"] = "local_only"
+    if local_only or redact:
+        options["privacy"] = "local_only" if local_only else "redact"
     talk = Talk(url, model, options, os.environ.get(api_key_env, ""))
     asyncio.run(talk.once(message) if message is not None else talk.converse())
 
@@ -111,6 +112,8 @@ def _who(said: dict[str, Any], ttft_s: float) -> str:
         parts.append(f"confidence {said['confidence']:.2f}")
     if "link" in said:
         parts.append(f"link {said['link']}")
+    if said.get("redacted"):
+        parts.append("redacted " + ", ".join(f"{count} {kind}" for kind, count in said["redacted"].items()))
     for failover in said.get("failovers", ()):
         parts.append(f"{failover['from']} died after {failover['at_chars']} characters, {failover['to']} went on")
     return " · ".join(parts)

@@ -28,6 +28,7 @@ from ..settings import CLOUD_MODEL, VEHICLE_MODEL, VehicleConfig
 _MARK = {"ok": "[green]ok[/]", "optional": "[yellow]–[/]", "broken": "[red]missing[/]"}
 _EXTRAS = {
     "bench": (("matplotlib", "numpy", "sklearn"), "plots and benches"),
+    "privacy": (("phonenumbers", "stdnum"), "finding personal data, for privacy=redact"),
     "otel": (("opentelemetry.sdk",), "sending spans somewhere"),
 }
 
