@@ -15,8 +15,9 @@ from .fault_verdict import Ended, Heard
 class FaultClient:
     """``ask`` gives what was heard; ``leave_after_s``: close the connection after that time, whatever comes."""
 
-    def __init__(self, port: int, limit_s: float) -> None:
+    def __init__(self, port: int, limit_s: float, base: str = "/v1") -> None:
         self._port = port
+        self._path = f"{base}/chat/completions"
         self._limit_s = limit_s
 
     async def ask(self, body: bytes, headers: Mapping[str, str], leave_after_s: float | None = None) -> Heard:
@@ -39,7 +40,7 @@ class FaultClient:
         try:
             fields = {"Host": f"127.0.0.1:{self._port}", "Content-Type": "application/json", **headers}
             lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-            head = f"POST /v1/chat/completions HTTP/1.1\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
+            head = f"POST {self._path} HTTP/1.1\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode() + body)
             await got.read(reader)
             return "clean"

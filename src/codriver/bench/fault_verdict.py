@@ -138,10 +138,10 @@ def _wrong(said: _Said, asks: Asks) -> str:
     got, right = said.answer(asks), expected(asks)
     if not got:
         return "it is empty"
-    if right.startswith(got):
-        return f"it stops after {len(got)} of {len(right)} characters"
     if got == right:
         return f"its finish reason is {said.finish}" if asks != "tools" else f"it calls '{said.tool}'"
+    if right.startswith(got):
+        return f"it stops after {len(got)} of {len(right)} characters"
     same = next((at for at, (a, b) in enumerate(zip(got, right, strict=False)) if a != b), min(len(got), len(right)))
     return f"it is another text from character {same} on"
 
