@@ -36,6 +36,7 @@ from .fault_systems import (
     portkey_env,
     portkey_headers,
 )
+from .fault_table import FaultReport
 from .fault_tls import expired_context
 from .fault_verdict import KINDS, Heard, Verdict, judge
 from .gateway import machine
@@ -85,7 +86,7 @@ def run(quick: bool = False) -> Report:
                 rows += outcome.rows(system)
     if quick:
         rows += [Row(name, "all", "skipped", 0.0, "", 0, note="not in --quick") for name in ("litellm", "portkey")]
-    return Report("faults", machine(), begun, rows)
+    return FaultReport("faults", machine(), begun, rows)
 
 
 def _sums(system: str, outcomes: Sequence[Outcome]) -> list[Row]:

@@ -18,9 +18,11 @@ from codriver.bench.fault_cases import BEHAVIOURS, FAULTS, HEALTHY, Fault, Scena
 from codriver.bench.fault_client import FaultClient
 from codriver.bench.fault_server import FaultServer
 from codriver.bench.fault_systems import Limits, Told, engines_of, litellm_command, own_models, portkey_command
+from codriver.bench.fault_table import FaultReport
 from codriver.bench.fault_tls import expired_context
-from codriver.bench.fault_verdict import Ended, Heard, judge
-from codriver.bench.faults import ask_all, ask_one
+from codriver.bench.fault_verdict import Ended, Heard, Verdict, judge
+from codriver.bench.faults import Outcome, ask_all, ask_one
+from codriver.bench.rows import Row
 from codriver.gateway import Gateway, GatewayConfig, serve
 from codriver.observe.metrics import Metrics
 from codriver.route.config import LinkConfig
@@ -235,6 +237,18 @@ def _only_rivals(really: Any) -> Any:
         return [] if system == "codriver" else await really(system, folder)
 
     return asked
+
+
+def test_the_table_puts_the_systems_beside_each_other() -> None:
+    one = Scenario(Fault("503"), True)
+    good = Outcome(one, Verdict("whole"), 12.3, 1, 1)
+    bad = Outcome(one, Verdict("lie", "it is empty"), 4567.8, 3, 0)
+    rows = [*good.rows("codriver"), *bad.rows("rival"), Row("other", "all", "skipped", 0.0, "", 0, note="not here")]
+    lines = FaultReport("faults", "machine", "now", rows).table().splitlines()
+    assert lines[2].split() == ["case", "codriver", "rival"]
+    assert lines[3].split("  ")[0] == "503"
+    assert " ".join(lines[3].split()) == "503 whole 12 ms 2 calls LIE 4,568 ms 3 calls"
+    assert lines[5:] == ["other: left out, not here", "rival, 503: lie, it is empty"]
 
 
 def test_each_kind_of_answer_is_different() -> None:
