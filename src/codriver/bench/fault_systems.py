@@ -72,6 +72,7 @@ class Told:
     limits: Limits = field(default_factory=Limits)
     link: LinkConfig = field(default_factory=LinkConfig)
     ca: str = ""
+    link_aware: bool = True
 
 
 def engines_of(scenario: Scenario, url: Callable[[str], str]) -> Engines:
@@ -131,6 +132,7 @@ async def _router(engines: Engines, told: Told, stack: contextlib.AsyncExitStack
         deadline_s=limits.deadline_s,
         first_token_s=limits.first_token_s,
         inter_token_s=limits.inter_token_s,
+        link_aware=told.link_aware,
     )
     return HybridEngine(lineup, config, engines.key)
 

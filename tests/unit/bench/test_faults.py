@@ -180,9 +180,11 @@ async def _directly(server: FaultServer, scenario: Scenario, asks: Asks) -> Hear
 
 
 @asynccontextmanager
-async def codriver(server: FaultServer, chosen: list[Scenario], ca: Path) -> AsyncIterator[tuple[int, Told]]:
+async def codriver(
+    server: FaultServer, chosen: list[Scenario], ca: Path, link_aware: bool = True
+) -> AsyncIterator[tuple[int, Told]]:
     engines = tuple(engines_of(one, lambda which, one=one: server.url("codriver", one, which)) for one in chosen)
-    told = Told(engines, LIMITS, LINK, str(ca))
+    told = Told(engines, LIMITS, LINK, str(ca), link_aware)
     config = GatewayConfig(port=0)
     async with own_models(told) as models:
         listening = await serve(Gateway(models, next(iter(models)), config, Metrics()), config)
@@ -205,6 +207,16 @@ async def test_no_lie_and_no_hang_in_any_case(tmp_path: Path) -> None:
     assert lost == hopeless
     most = max(o.first_calls for o in outcomes)
     assert most == 1  # a fault is never paid for twice
+
+
+async def test_where_nobody_answers_and_no_probe_has_told_so(tmp_path: Path) -> None:
+    chosen = [one for one in scenarios() if one.fault.place != "http" and one.fault.second == HEALTHY]
+    tls, ca = expired_context(tmp_path)
+    async with FaultServer(Tempo().times(FACTOR), tls) as server, codriver(server, chosen, ca, False) as (port, told):
+        outcomes = await ask_all(server, "codriver", port, told)
+    assert {o.scenario.case: o.verdict.kind for o in outcomes} == {one.case: "whole" for one in chosen}
+    slow = {o.scenario.case for o in outcomes if o.took_ms > 1e3 * LIMITS.connect_s}
+    assert slow == {"connection never made", "accepts but never reads"}
 
 
 async def test_rows_of_one_case(server: FaultServer, tmp_path: Path) -> None:
