@@ -225,6 +225,17 @@ def portkey_headers(engines: Engines, limits: Limits) -> dict[str, str]:
     return {"x-portkey-config": json.dumps({"strategy": {"mode": "fallback"}, "targets": targets})}
 
 
+def version_of(system: str) -> str:
+    """The rival's version, as its installation says; empty for ours."""
+    if system == "litellm":
+        found = next(_rivals().glob("lib/python*/site-packages/litellm-*.dist-info"), None)
+        return found.name.removesuffix(".dist-info").replace("-", " ") if found else ""
+    manifest = _rivals() / "node_modules" / "@portkey-ai" / "gateway" / "package.json"
+    if system != "portkey" or not manifest.is_file():
+        return ""
+    return f"@portkey-ai/gateway {json.loads(manifest.read_text())['version']}"
+
+
 def _rivals() -> Path:
     return Path(os.environ.get("CODRIVER_RIVALS") or "/nonexistent")
 

@@ -35,6 +35,7 @@ from .fault_systems import (
     portkey_command,
     portkey_env,
     portkey_headers,
+    version_of,
 )
 from .fault_table import FaultReport
 from .fault_tls import expired_context
@@ -91,7 +92,8 @@ def run(quick: bool = False) -> Report:
 
 def _sums(system: str, outcomes: Sequence[Outcome]) -> list[Row]:
     found = Counter(outcome.verdict.kind for outcome in outcomes)
-    return [Row(system, "all", kind, float(found[kind]), "cases", len(outcomes)) for kind in KINDS]
+    version = version_of(system)
+    return [Row(system, "all", kind, float(found[kind]), "cases", len(outcomes), note=version) for kind in KINDS]
 
 
 async def _try_system(system: str, folder: Path) -> list[Outcome]:
