@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready.stamp
 RIVALS := $(VENV)/rivals
 RIVALS_READY := $(VENV)/rivals.stamp
+PORTKEY_VERSION := 1.15.2
+PORTKEY_READY := $(if $(shell command -v node && command -v npm),$(VENV)/portkey.stamp)
 LOCKER := $(VENV)/locker
 UV_VERSION := 0.13.8
 ARGS ?=
@@ -61,9 +63,14 @@ $(RIVALS_READY): requirements/rivals.lock $(READY)
 	$(RIVALS)/bin/python -m pip install $(PIP_FLAGS) --no-deps --require-hashes -r requirements/rivals.lock
 	@touch $@
 
-# A bench finds its rivals in $CODRIVER_RIVALS/bin and says which one it had to leave out.
+# Only where there is node; a bench runs without it.
+$(VENV)/portkey.stamp: $(RIVALS_READY)
+	npm install --silent --no-audit --no-fund --no-save --prefix $(RIVALS) @portkey-ai/gateway@$(PORTKEY_VERSION) \
+		&& touch $@ || echo "Portkey could not be installed: its rows will say so." >&2
+
+# A bench finds its rivals in $CODRIVER_RIVALS and says which one it had to leave out.
 # LiteLLM would otherwise fetch its price list from the network at every start.
-bench: $(READY) $(RIVALS_READY)
+bench: $(READY) $(RIVALS_READY) $(PORTKEY_READY)
 	LITELLM_LOCAL_MODEL_COST_MAP=True CODRIVER_RIVALS=$(abspath $(RIVALS)) $(BIN)/codriver bench all --quick $(ARGS)
 
 docs: $(READY)

@@ -77,7 +77,7 @@ def run(quick: bool = False) -> Report:
         raise EngineUnavailable(f"The bench's own upstream failed: {skipped['direct', broken[0]]}.", engine="direct")
     rows = _rows({key: found for key, found in samples.items() if key[:2] not in skipped})
     rows += [Row(name, case, "skipped", 0.0, "", 0, None, None, reason) for (name, case), reason in skipped.items()]
-    return Report("gateway", _machine(), begun, rows)
+    return Report("gateway", machine(), begun, rows)
 
 
 @contextlib.contextmanager
@@ -164,7 +164,7 @@ class _Maker:
         return Row(self._system, self._case, metric, middle, unit, self._count, low, high, note)
 
 
-def _machine() -> str:
+def machine() -> str:
     model = platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

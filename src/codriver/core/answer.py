@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Iterable
 
 import msgspec
 
@@ -101,6 +103,13 @@ class Answer:
             known.add(choice)
         if chunk.usage:
             self.usage = chunk.usage
+
+    def followed_by(self, chunks: Iterable[ChatChunk]) -> Answer:
+        """A copy with ``chunks`` added."""
+        longer = copy.deepcopy(self)
+        for chunk in chunks:
+            longer.add(chunk)
+        return longer
 
     @property
     def text(self) -> str:

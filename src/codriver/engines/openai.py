@@ -8,6 +8,7 @@ if it were complete.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ from .openai_link import Exchange, Link
 
 BODY_LIMIT_BYTES = 64 << 20
 DOWN_S = 5.0
+# What hosted APIs add to each event against eavesdroppers that count bytes; short ones may be alike by chance.
+_ONCE = re.compile(rb'"obfuscation"\s*:\s*"[^"\\]{6,}"')
 # A compressed stream waits for the compressor: events must come as they are made.
 _FOR_STREAM = b"Accept: text/event-stream\r\nAccept-Encoding: identity\r\n"
 _FOR_WHOLE = b"Accept: application/json\r\nAccept-Encoding: gzip\r\n"
@@ -131,6 +134,8 @@ class OpenAIServer:
                             if payload == b"[DONE]":
                                 ends.done = True
                                 break
+                            if ends.repeats(payload):
+                                continue
                             chunk = decode(payload)
                             ends.see(chunk, payload)
                             yield chunk
@@ -319,7 +324,17 @@ class _Ends:
         self._choices = choices
         self._open: set[int] = set()
         self._finished: set[int] = set()
+        self._last = b""
         self.done = False
+
+    def repeats(self, payload: bytes) -> bool:
+        """True for an event that came twice, as after a reconnect: its random member cannot be the same by chance.
+
+        Without such a member it may as well be a word said twice.
+        """
+        twice = payload == self._last and _ONCE.search(payload) is not None
+        self._last = payload
+        return twice
 
     def see(self, chunk: ChatChunk, payload: bytes) -> None:
         """Errors: :class:`UpstreamError` when the chunk is, or holds, an error."""

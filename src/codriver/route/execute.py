@@ -1,10 +1,10 @@
 """Runs an attempt plan: one answer out of as many engines as it takes, in one stream.
 
-What it promises. A stream that ends without an error is one complete answer. Time limits fire even when an engine
-never sends a byte. A death before the client has anything is invisible; one after it follows the attempt's policy
-(resume, restart, declare). An answer that must be whole to be worth anything (JSON, tool calls) is delivered whole
-while another engine could still take over, so that it is never spliced from two. While the link is down the cloud is
-neither tried nor blamed.
+What it promises. A stream that ends without an error is one complete answer, also where an engine only says that it
+is. Time limits fire even when an engine never sends a byte. A death before the client has anything is invisible; one
+after it follows the attempt's policy (resume, restart, declare). An answer that must be whole to be worth anything
+(JSON, tool calls) is delivered whole while another engine could still take over, so that it is never spliced from two.
+While the link is down the cloud is neither tried nor blamed.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from .live import AttemptRecord, Live, Rejected
 from .redact import refuse_leak
 from .resume import continued, goes_on
 from .shape import Shaper
+from .sound import why_unsound
 from .turn import Turn
 
 # Silence shorter than this says nothing of an engine, whatever limit it broke.
@@ -208,7 +209,10 @@ class Run:
         try:
             async with aclosing(self._source(live)) as source:
                 async for chunk in source:
+                    before = shaper.ended
                     ready = shaper.take(chunk, extension)
+                    if shaper.ended and not before:
+                        self._refuse_unsound(live, [*waiting, *ready])
                     if whole and not shaper.ended:
                         waiting += ready
                         continue
@@ -221,6 +225,14 @@ class Run:
                         await self._drop_held()
         finally:
             unwatch()
+
+    def _refuse_unsound(self, live: Live, pending: list[ChatChunk]) -> None:
+        """Raises :class:`EngineDied` for an answer that says that it is whole and is not: it never gets its end."""
+        replaceable = bool(self._queue) or self._held is not None
+        reason = why_unsound(self._request, self.answer, pending, replaceable)
+        if reason is not None:
+            name = live.attempt.engine
+            raise EngineDied(f"The engine '{name}' {reason}.", engine=name)
 
     def _source(self, live: Live) -> AsyncGenerator[ChatChunk, None]:
         gate = live.attempt.gate

@@ -497,6 +497,17 @@ async def test_streams_that_look_odd_and_are_complete(reply: bytes) -> None:
         assert "".join(got.text() for got in await read(engine, ask(stream=True))) == "ab"
 
 
+@pytest.mark.parametrize(
+    ("mark", "text"), [("mXq3Zt", "ho ho ho"), ("mX", "ho ho ho ho"), ("", "ho ho ho ho"), (None, "ho ho ho ho")]
+)
+async def test_an_event_that_came_twice_counts_once_where_it_cannot_be_chance(mark: str | None, text: str) -> None:
+    marks = {} if mark is None else {"obfuscation": mark}
+    again, other = chunk(" ho", **marks), chunk(" ho", obfuscation="another1")
+    reply = stream(chunk("ho"), again, again, other, chunk(None, "stop"), DONE)
+    async with serving(reply) as server, engine_at(server.url) as engine:
+        assert "".join(got.text() for got in await read(engine, ask(stream=True))) == text
+
+
 async def test_two_choices_are_complete_only_together() -> None:
     def other(finish: str | None) -> bytes:
         return (

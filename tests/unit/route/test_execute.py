@@ -245,6 +245,7 @@ def test_what_an_engine_without_prefill_repeats_is_taken_off(again: int) -> None
 # ---------------------------------------------------------------- whole answers
 
 JSON_WORDS = ('{"a"', ": ", "1", "}")
+TOOLS = [Tool(function=FunctionSpec(name="f"))]
 SCHEMA = ResponseFormat(
     type="json_schema",
     json_schema=JsonSchema(schema={"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}),
@@ -268,25 +269,67 @@ def test_json_from_the_last_engine_streams_and_is_not_resumed() -> None:
 
 
 def test_a_tool_call_is_never_spliced() -> None:
-    tools = [Tool(function=FunctionSpec(name="f"))]
-    c = Faulty("c", "cloud", tool=True, fault=Fault("die", 3))
-    got = through_plan(plan_of(*CLOUD_FIRST), ask(tools=tools), Faulty("v", tool=True), c)
+    c = Faulty("c", "cloud", tool=True, words=JSON_WORDS, fault=Fault("die", 3))
+    got = through_plan(plan_of(*CLOUD_FIRST), ask(tools=TOOLS), Faulty("v", tool=True, words=JSON_WORDS), c)
     complete(got)
     call = got.answer.completion().choices[0].message.tool_calls[0]
-    assert call.function.arguments == TEXT
+    assert call.function.arguments == "".join(JSON_WORDS)
     assert got.finishes == ["tool_calls"]
 
 
 def test_a_tool_call_that_was_begun_for_the_client_is_not_finished_by_a_drafter() -> None:
-    tools = [Tool(function=FunctionSpec(name="f"))]
-    v = Faulty("v", tool=True, logprob=-9.0)
+    v = Faulty("v", tool=True, words=JSON_WORDS, logprob=-9.0)
     plan = plan_of(
         attempt("v", start="at_once", gate=Gate(schema=True, probe_tokens=1)),
         attempt("c", "cloud", "after_rejection"),
     )
-    got = through_plan(plan, ask(tools=tools), v, Faulty("c", "cloud", tool=True, fault=Fault("die", 3)))
+    got = through_plan(
+        plan, ask(tools=TOOLS), v, Faulty("c", "cloud", tool=True, words=JSON_WORDS, fault=Fault("die", 3))
+    )
     complete(got)
-    assert got.answer.completion().choices[0].message.tool_calls[0].function.arguments == TEXT
+    assert got.answer.completion().choices[0].message.tool_calls[0].function.arguments == "".join(JSON_WORDS)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("tool", [True, False], ids=["tool call", "JSON"])
+@pytest.mark.parametrize("said", [0, 1, 2, 3])
+def test_half_of_it_with_the_end_of_a_whole_one_is_replaced(stream: bool, tool: bool, said: int) -> None:
+    wants: dict[str, Any] = {"tools": TOOLS} if tool else {"response_format": SCHEMA}
+    c = Faulty("c", "cloud", tool=tool, words=JSON_WORDS[:said])
+    got = through_plan(plan_of(*CLOUD_FIRST), ask(stream, **wants), Faulty("v", tool=tool, words=JSON_WORDS), c)
+    complete(got)
+    message = got.answer.completion().choices[0].message
+    assert (message.tool_calls[0].function.arguments if tool else message.content) == "".join(JSON_WORDS)
+    assert [record.outcome for record in got.records] == ["engine_died", "answered"]
+
+
+@pytest.mark.parametrize(
+    ("wants", "what"),
+    [
+        ({"tools": TOOLS}, "The engine 'v' ended its answer in the middle of a tool call."),
+        ({"response_format": SCHEMA}, "The engine 'v' ended its answer before its JSON was complete."),
+    ],
+)
+def test_half_of_it_from_the_last_engine_gets_no_end(wants: dict[str, Any], what: str) -> None:
+    plan = plan_of(attempt("v", start="at_once"))
+    got = through_plan(plan, ask(**wants), Faulty("v", tool="tools" in wants, words=JSON_WORDS[:2]))
+    assert isinstance(got.error, EngineDied)
+    assert got.error.message == what
+    assert not got.finishes
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_without_a_word_is_replaced_while_another_engine_is_left(stream: bool) -> None:
+    got = through_plan(plan_of(*CLOUD_FIRST), ask(stream), Faulty("v"), Faulty("c", "cloud", words=()))
+    complete(got)
+    assert got.text == TEXT
+    assert [record.outcome for record in got.records] == ["engine_died", "answered"]
+
+
+def test_an_answer_without_a_word_from_the_last_engine_is_an_answer() -> None:
+    got = through_plan(plan_of(attempt("v", start="at_once")), ask(), Faulty("v", words=()))
+    complete(got)
+    assert not got.text
 
 
 # ---------------------------------------------------------------- time

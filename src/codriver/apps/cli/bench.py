@@ -15,6 +15,7 @@ BENCHES = Registry(
     {
         "drive": "codriver.bench.drive:run",
         "engine": "codriver.bench.engine:run",
+        "faults": "codriver.bench.faults:run",
         "gateway": "codriver.bench.gateway:run",
     },
 )
