@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from codriver.core.errors import BodyTooLarge, CodriverError, EngineError, MalformedBody, RateLimited
@@ -43,12 +43,12 @@ class Exchange:
 
     ``engine`` becomes a response header; ``caller`` tells API keys apart and is empty where there are none. ``cut_by``
     is set by whoever cancels the work, and is what the client is told; without it a cancelled exchange means that the
-    client has gone.
+    client has gone. ``told`` is the last ``codriver`` extension that named an engine.
     """
 
     __slots__ = (
         "_receive", "_send", "allow", "arrived_s", "caller", "close", "cut_by", "engine", "head", "method",
-        "outcome", "path", "route", "span", "status", "streaming", "usage",
+        "outcome", "path", "route", "span", "status", "streaming", "told", "usage",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, arrived_s: float) -> None:
@@ -68,6 +68,7 @@ class Exchange:
         self.streaming = False
         self.outcome: CodriverError | None = None
         self.usage: Usage | None = None
+        self.told: object = None
 
     async def body(self, config: GatewayConfig) -> bytes:
         """The whole body. Errors: :class:`BodyTooLarge`, :class:`MalformedBody` when too slow, :class:`ClientGone`."""
@@ -106,8 +107,8 @@ class Exchange:
         await self._start(status, [*(headers or [_JSON]), (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body})
 
-    async def start_stream(self) -> None:
-        await self._start(200, _STREAM)
+    async def start_stream(self, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        await self._start(200, [*_STREAM, *headers])
         self.streaming = True
 
     async def event(self, payload: bytes) -> None:
