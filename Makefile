@@ -17,7 +17,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 COMPILE := $(LOCKER)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
-.PHONY: help setup drive test test-all lint format bench docs lock clean
+.PHONY: help setup drive test test-all lint format bench docs console lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make lint      ruff, mypy --strict, the structure gate"
 	@echo "make bench     every bench, quick, with its rival in the same run"
 	@echo "make docs      check the links of every page"
+	@echo "make console   build the console's page again (needs Node 20.19 or newer; the built files are committed)"
 	@echo "make lock      resolve requirements/*.lock again;  make clean  remove what make built"
 
 setup: $(READY)
@@ -75,6 +76,9 @@ bench: $(READY) $(RIVALS_READY) $(PORTKEY_READY)
 
 docs: $(READY)
 	$(BIN)/python tools/check_links.py
+
+console:
+	cd console && npm ci && npm run build
 
 lock:
 	test -x $(LOCKER)/bin/python || $(PYTHON) -m venv $(LOCKER)

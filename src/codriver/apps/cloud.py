@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from codriver.core.engine import Engine
 from codriver.engines.openai import OpenAIConfig, OpenAIServer
-from codriver.gateway import Gateway, Listening, serve
+from codriver.gateway import Console, Gateway, Listening, serve
+from codriver.observe.journal import Journal
 from codriver.observe.logs import configure_logs
 from codriver.observe.metrics import Metrics
 from codriver.observe.setup import configure_spans
+from codriver.route.lineup import Lineup
 
+from .console import page_files
+from .console.state import console_state
 from .engines import start_on_board
 from .services import Service
 from .settings import CloudConfig
@@ -60,6 +65,10 @@ async def engine(cloud: Cloud) -> AsyncIterator[None]:
 async def gateway(cloud: Cloud) -> AsyncIterator[None]:
     assert cloud.engine is not None
     app = Gateway({"cloud": cloud.engine}, "cloud", cloud.config.gateway, cloud.metrics)
+    if cloud.config.gateway.console:
+        engines = {"cloud": cloud.engine}
+        state = partial(console_state, "cloud", cloud.config, engines, Lineup(engines))
+        app.show(Console(Journal(), page_files(), engines, state))
     cloud.listening = await serve(app, cloud.config.gateway)
     try:
         yield

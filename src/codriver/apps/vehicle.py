@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from urllib.parse import urlsplit
 
@@ -14,8 +15,9 @@ from codriver.core.deadline import Deadline
 from codriver.core.engine import Engine, LinkObserver, NoLink
 from codriver.core.errors import BadConfigValue, NoCloudConfigured
 from codriver.engines.openai import OpenAIConfig, OpenAIServer
-from codriver.gateway import Gateway, Listening, serve
+from codriver.gateway import Console, Gateway, Listening, serve
 from codriver.gateway.tls import client_context
+from codriver.observe.journal import Journal
 from codriver.observe.logs import configure_logs
 from codriver.observe.metrics import Metrics
 from codriver.observe.setup import configure_spans
@@ -26,6 +28,8 @@ from codriver.route.link import LinkMonitor, LinkView, SteadyLink
 from codriver.route.pinned import PinnedEngine
 from codriver.route.quality import Quality, load_calibration
 
+from .console import page_files
+from .console.state import console_state
 from .engines import start_embedder, start_on_board
 from .services import Service
 from .settings import VehicleConfig
@@ -39,6 +43,7 @@ class Vehicle:
 
     config: VehicleConfig
     metrics: Metrics = field(default_factory=Metrics)
+    journal: Journal = field(default_factory=Journal)
     engines: dict[str, Engine] = field(default_factory=dict)
     link: LinkView = field(default_factory=SteadyLink)
     quality: Quality = field(default_factory=Quality)
@@ -98,7 +103,7 @@ async def cloud_engine(car: Vehicle) -> AsyncIterator[None]:
     def probe() -> Awaitable[float]:
         return server.probe(Deadline.after(car.config.link.retry_s))
 
-    monitor = LinkMonitor(probe, car.config.link, metrics=car.metrics)
+    monitor = LinkMonitor(probe, car.config.link, metrics=car.metrics, journal=car.journal)
     observer: LinkObserver = monitor if car.config.route.link_aware else NoLink()
     server = OpenAIServer(_cloud_config(car.config), observer, _cloud_tls(car.config))
     car.engines["cloud"] = server
@@ -137,6 +142,9 @@ async def gateway(car: Vehicle) -> AsyncIterator[None]:
     least = car.config.route.privacy
     car.models = {"codriver": hybrid, **{name: PinnedEngine(hybrid, lineup, name, least) for name in car.engines}}
     app = Gateway(car.models, "codriver", car.config.gateway, car.metrics)
+    if car.config.gateway.console:
+        state = partial(console_state, "vehicle", car.config, car.models, lineup)
+        app.show(Console(car.journal, page_files(), car.engines, state))
     car.listening = await serve(app, car.config.gateway)
     try:
         yield

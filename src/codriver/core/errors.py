@@ -28,7 +28,10 @@ from typing import ClassVar
 
 
 class CodriverError(Exception):
-    """Base of the tree. ``message`` is public; ``param`` names the request field or config key at fault."""
+    """Base of the tree. ``message`` is public; ``param`` names the request field or config key at fault.
+
+    ``told`` is what a router has to tell of its attempts, for those who watch; it never goes to the client.
+    """
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
@@ -40,6 +43,7 @@ class CodriverError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+        self.told: dict[str, object] | None = None
 
     def body(self) -> dict[str, object]:
         """The OpenAI error object for this failure."""

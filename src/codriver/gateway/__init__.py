@@ -2,6 +2,7 @@
 
 from .app import Gateway
 from .config import GatewayConfig
+from .console import Console
 from .server import Listening, serve
 
-__all__ = ["Gateway", "GatewayConfig", "Listening", "serve"]
+__all__ = ["Console", "Gateway", "GatewayConfig", "Listening", "serve"]

@@ -39,6 +39,7 @@ from codriver.observe.spans import start_request
 from . import chat, completions, embeddings, messages, ollama, ollama_embed, ollama_pages, pages, responses, shapes
 from .auth import ApiKeys
 from .config import GatewayConfig
+from .console import NO_CONSOLE, Console, NoConsole
 from .exchange import ClientGone, Exchange, Receive, Scope, Send
 
 log = logging.getLogger("codriver.gateway")
@@ -71,6 +72,7 @@ class Gateway:
         self._created_s = int(clock.wall_s())
         self._open: dict[asyncio.Task[Any], Exchange] = {}
         self.draining = False
+        self._console: NoConsole = NO_CONSOLE
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/chat/completions": {"POST": partial(self._ask, parse=chat.parse, respond=chat.respond)},
             "/v1/completions": {"POST": partial(self._ask, parse=completions.parse, respond=completions.respond)},
@@ -88,6 +90,11 @@ class Gateway:
             "/healthz": {"GET": self._health},
             "/metrics": {"GET": self._metrics_page},
         }
+
+    def show(self, console: Console) -> None:
+        """Serve the console's page as well, and tell it what becomes of requests."""
+        self._console = console
+        self._routes |= console.routes(self._keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -115,6 +122,7 @@ class Gateway:
             task.cancel()
         if self._open:
             await asyncio.wait(set(self._open), timeout=1.0)
+        self._console.close()
 
     # ------------------------------------------------------------ the way of a request
 
@@ -164,6 +172,7 @@ class Gateway:
         status = exchange.outcome.status if exchange.outcome is not None else exchange.status
         self._metrics.request_ended(exchange.route, status, seconds)
         exchange.span.end(status, exchange.outcome, exchange.usage)
+        self._console.ended(exchange, status, seconds)
         level = logging.WARNING if exchange.outcome is not None and status >= 500 else logging.DEBUG
         if log.isEnabledFor(level):
             fields = {"route": exchange.route, "status": status, "seconds": round(seconds, 4)}

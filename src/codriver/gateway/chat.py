@@ -97,10 +97,11 @@ async def stream(exchange: Exchange, chunks: AsyncIterator[ChatChunk], usage_ask
 
 
 def note(exchange: Exchange, chunk: ChatChunk) -> None:
-    """Keep what the response's headers and the span want to know: who answers."""
+    """Keep what the response's headers, the span and the console want to know: who answers."""
     extension = chunk.codriver
     if isinstance(extension, dict) and isinstance(extension.get("engine"), str):
         exchange.engine = extension["engine"]
+        exchange.told = extension
 
 
 def refuse_cut(complete: bool, engine: str) -> None:

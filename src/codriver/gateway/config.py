@@ -24,6 +24,7 @@ class GatewayConfig:
     tls_client_ca: Path | None = setting(
         None, "Clients must show a certificate that this authority signed (PEM): mutual TLS."
     )
+    console: bool = setting(True, "Serve the console, a page to chat and to watch requests on, at /console/.")
     request_limit_s: float = setting(
         120.0, "The longest a request may take; a client can only ask for less.", least=0.001
     )

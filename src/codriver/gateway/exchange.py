@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from codriver.core.errors import BodyTooLarge, CodriverError, EngineError, MalformedBody, RateLimited
@@ -27,7 +27,7 @@ Headers = list[tuple[bytes, bytes]]
 
 _UNFIT = re.compile(r"[^\x21-\x7e]")
 _JSON = (b"content-type", b"application/json")
-_STREAM = [
+STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
@@ -43,12 +43,13 @@ class Exchange:
 
     ``engine`` becomes a response header; ``caller`` tells API keys apart and is empty where there are none. ``cut_by``
     is set by whoever cancels the work, and is what the client is told; without it a cancelled exchange means that the
-    client has gone. ``refusal`` is set by a stream that has a way of its own to say that it was cut.
+    client has gone. ``refusal`` is set by a stream that has a way of its own to say that it was cut. ``told`` is the
+    last ``codriver`` extension that named an engine.
     """
 
     __slots__ = (
         "_receive", "_send", "allow", "arrived_s", "caller", "close", "cut_by", "engine", "head", "method",
-        "outcome", "path", "refusal", "route", "span", "status", "streaming", "usage",
+        "outcome", "path", "refusal", "route", "span", "status", "streaming", "told", "usage",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, arrived_s: float) -> None:
@@ -69,6 +70,7 @@ class Exchange:
         self.outcome: CodriverError | None = None
         self.usage: Usage | None = None
         self.refusal: Refusal | None = None
+        self.told: object = None
 
     async def body(self, config: GatewayConfig) -> bytes:
         """The whole body. Errors: :class:`BodyTooLarge`, :class:`MalformedBody` when too slow, :class:`ClientGone`."""
@@ -107,8 +109,8 @@ class Exchange:
         await self._start(status, [*(headers or [_JSON]), (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body})
 
-    async def start_stream(self, headers: Headers = _STREAM) -> None:
-        await self._start(200, headers)
+    async def start_stream(self, headers: Sequence[tuple[bytes, bytes]] = STREAM) -> None:
+        await self._start(200, list(headers))
         self.streaming = True
 
     async def event(self, payload: bytes) -> None:

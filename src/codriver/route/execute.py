@@ -101,7 +101,7 @@ class Run:
                 if self._is_full():
                     yield self._shaper.close("length", self._extension(live))
                     return
-            raise self._verdict()
+            raise self._told(self._verdict())
         finally:
             await self._drop_held()
 
@@ -295,6 +295,14 @@ class Run:
         if live.record.confidence is not None:
             extension["confidence"] = round(live.record.confidence, 4)
         return extension
+
+    def _told(self, verdict: CodriverError) -> CodriverError:
+        verdict.told = {
+            "link": self._lineup.link.state,
+            "attempts": [record.as_dict() for record in self.records],
+            "failovers": self._shaper.failovers,
+        }
+        return verdict
 
     def _since_ms(self, live: Live) -> float:
         return 1e3 * (self._clock.monotonic_s() - live.started_s)

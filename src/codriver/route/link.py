@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 
 from codriver.core.clock import SYSTEM_CLOCK, Clock
 from codriver.core.errors import CodriverError, DeadlineExceeded
+from codriver.observe.journal import NO_JOURNAL, NoJournal
 from codriver.observe.metrics import Metrics, NoMetrics
 
 from .config import LinkConfig
@@ -169,7 +170,9 @@ class LinkMonitor:
         config: LinkConfig | None = None,
         clock: Clock = SYSTEM_CLOCK,
         metrics: Metrics | NoMetrics | None = None,
+        journal: NoJournal = NO_JOURNAL,
     ) -> None:
+        self._journal = journal
         self._probe = probe
         self._config = config or LinkConfig()
         self._clock = clock
@@ -277,6 +280,7 @@ class LinkMonitor:
     def _announce(self) -> None:
         estimate = self.estimate()
         self._metrics.link(estimate.state, estimate.rtt_s, estimate.throughput_bps)
+        self._journal.link(estimate.state, estimate.rtt_s, estimate.throughput_bps)
         told, self._told = self._told, estimate.state
         if told != "down" and estimate.state == "down":
             for listener in tuple(self._listeners):

@@ -19,7 +19,7 @@ Extension = Callable[[], dict[str, object]]
 
 class Shaper:
     """``begin`` at each attempt, ``take`` each chunk, ``deliver`` what goes out. ``delivered`` is what the client
-    has; ``ended`` tells that the attempt's answer is whole.
+    has; ``ended`` tells that the attempt's answer is whole, ``failovers`` who went on for whom.
     """
 
     def __init__(self, request: ChatRequest) -> None:
@@ -31,7 +31,7 @@ class Shaper:
         self.ended = False
         self._ends = 0
         self._head: ChatChunk | None = None
-        self._failovers: list[dict[str, object]] = []
+        self.failovers: list[dict[str, object]] = []
         self._overlap: OverlapRemover | None = None
         self._earlier_tokens = 0
 
@@ -50,7 +50,7 @@ class Shaper:
     def fail_over(self, from_engine: str, to_engine: str, policy: str, error: str) -> None:
         """The client has part of an answer and another engine goes on."""
         self.restarting = policy == "restart"
-        self._failovers.append(
+        self.failovers.append(
             {
                 "from": from_engine,
                 "to": to_engine,
@@ -70,7 +70,7 @@ class Shaper:
                 self._ends += 1
                 ends = self.ended = self._ends >= self._choices
         ready: list[ChatChunk] = []
-        if self._failovers:
+        if self.failovers:
             chunk = self._as_one_stream(chunk)
             if self.restarting:
                 self.restarting = False
@@ -82,8 +82,8 @@ class Shaper:
                 # A server that answered whole although asked to stream: its body is not an event.
                 chunk = msgspec.structs.replace(chunk, whole=msgspec.UNSET, raw=msgspec.UNSET)
             told = extension()
-            if self._failovers:
-                told["failovers"] = self._failovers
+            if self.failovers:
+                told["failovers"] = self.failovers
             chunk = with_extension(chunk, told)
         elif not chunk.choices and not chunk.usage:
             return ready
@@ -101,8 +101,8 @@ class Shaper:
         """The last chunk of an answer whose engine could not send it any more."""
         assert self._head is not None
         head, choice = self._head, ChunkChoice(finish_reason=finish_reason)
-        if self._failovers:
-            told["failovers"] = self._failovers
+        if self.failovers:
+            told["failovers"] = self.failovers
         last = ChatChunk(id=head.id, created=head.created, model=head.model, choices=[choice], codriver=told)
         return self.deliver(last)
 

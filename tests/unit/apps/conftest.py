@@ -41,10 +41,15 @@ def codriver(*arguments: str, **settings: str) -> subprocess.CompletedProcess[st
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Start ``codriver ROLE …`` and return once it serves; whatever still runs at the end is stopped."""
+    yield from starting(tmp_path)
+
+
+def starting(folder: Path) -> Iterator[Callable[..., Running]]:
+    """What ``start`` gives, for fixtures of any scope. Ready files go into ``folder``."""
     started: list[subprocess.Popen[str]] = []
 
     def begin(role: str, *arguments: str, **settings: str) -> Running:
-        ready = tmp_path / f"{role}-{len(started)}.json"
+        ready = folder / f"{role}-{len(started)}.json"
         command = [sys.executable, "-m", "codriver", role, "--port", "0", "--ready-file", str(ready), *arguments]
         process = subprocess.Popen(command, env=environment(**settings), stderr=subprocess.PIPE, text=True)
         started.append(process)
