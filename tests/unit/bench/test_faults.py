@@ -216,7 +216,8 @@ async def test_where_nobody_answers_and_no_probe_has_told_so(tmp_path: Path) -> 
         outcomes = await ask_all(server, "codriver", port, told)
     assert {o.scenario.case: o.verdict.kind for o in outcomes} == {one.case: "whole" for one in chosen}
     slow = {o.scenario.case for o in outcomes if o.took_ms > 1e3 * LIMITS.connect_s}
-    assert slow == {"connection never made", "accepts but never reads"}
+    # Others may be slow on a busy machine; these two can only be found out by waiting.
+    assert slow >= {"connection never made", "accepts but never reads"}
 
 
 async def test_rows_of_one_case(server: FaultServer, tmp_path: Path) -> None:
