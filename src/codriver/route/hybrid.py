@@ -40,8 +40,9 @@ class HybridEngine:
         )
 
     async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncGenerator[ChatChunk, None]:
-        """Plan, run, remember. Errors: those of ``Decider.plan`` and ``Run.chunks``."""
+        """Read, plan, run, remember. Errors: those of ``Decider.plan`` and ``Run.chunks``."""
         whole = self._sessions.extend(request)
+        await self._lineup.quality.read(whole, deadline)
         plan = self._decider.plan(whole, deadline.remaining_s())
         run = Run(self._lineup, self._config, plan, whole, deadline)
         async with aclosing(run.chunks()) as stream:

@@ -16,6 +16,7 @@ BENCHES = Registry(
         "drive": "codriver.bench.drive:run",
         "engine": "codriver.bench.engine:run",
         "gateway": "codriver.bench.gateway:run",
+        "route": "codriver.bench.route:run",
     },
 )
 
