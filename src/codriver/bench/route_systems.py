@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from codriver.route.evaluate import Ranking, brier, calibration_error
 from codriver.route.fit import Examples, fit_model
-from codriver.route.outcome_model import features
 
 from .outcome_sets import FOLDS, OutcomeSet
 
@@ -42,8 +41,7 @@ def cross_fit(each: OutcomeSet, examples: Examples, embedder: str = "") -> Cross
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         model = fit_model(examples.part(train.tolist()), embedder)
         part = examples.part(test.tolist())
-        forms = model.standardised(np.array([reading.forms for reading in part.readings], np.float32))
-        judged = model.judge(features(forms, part.readings, part.embeddings))
+        judged = model.judge(model.rows(part.readings, part.embeddings))
         names = list(model.file.heads)
         weak[test], strong[test] = judged[:, names.index(each.weak)], judged[:, names.index(each.strong)]
     return CrossFit(weak, strong)

@@ -1,11 +1,12 @@
 """Fits a quality model to recorded outcomes. Needs scikit-learn; nothing that decides imports this.
 
-What a head learns from, it must not have seen through another part of the model: the topic probabilities of a training
-request come from a discriminant fitted without it, and so does the score that its calibration is fitted on. Requests
-are split by ``groups``, so that equal questions stay together.
+What a part learns from, it must not have seen through another part: the topic probabilities of a training request come
+from a discriminant fitted without it, the opinions that trees learn from are ridges fitted without it, and calibration
+uses a quarter of the requests that its trees did not see. Requests are split by ``groups``, so that equal questions
+stay together.
 
 Sources: linear discriminant with a shrunk covariance (Friedman 1989); stacking on out-of-fold predictions (Wolpert
-1992); calibration of scores by a logistic curve (Platt 1999).
+1992); histogram gradient boosting (Ke et al. 2017); calibration of scores by a logistic curve (Platt 1999).
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from numpy.typing import NDArray
 from codriver.core.errors import BadConfigValue, MissingExtra
 
 from .evaluate import brier, calibration_error
-from .outcome_model import Floats, Head, ModelFile, OutcomeModel, Packed, features, softmax
+from .opinions import PARTS, out_of_part
+from .outcome_model import Floats, Head, ModelFile, OutcomeModel, Packed, features, tree_features
 from .reading import READING, Reading
+from .trees import fit_trees
 
 LEAST = 40
-_PARTS = 4
-_SHRINK = 0.1
-_SHARPNESS = 0.7  # discriminants are too sure of themselves: their log-odds are taken by this much
-_TOPIC_SCALE = 1.0
+_DIRECTIONS = 16
 Whole = NDArray[np.int64]
+Column = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Examples:
     embeddings: Floats
     topics: list[str]
     groups: Whole
-    good: Mapping[str, NDArray[np.float64]]
+    good: Mapping[str, Column]
 
     def part(self, chosen: Sequence[int]) -> Examples:
         rows = np.asarray(chosen)
@@ -62,92 +63,82 @@ def fit_model(examples: Examples, embedder: str = "") -> OutcomeModel:
     means, scales = forms.mean(axis=0), forms.std(axis=0) + np.float32(1e-3)
     rows = features((forms - means) / scales, examples.readings, examples.embeddings)
     names, topic = np.unique(examples.topics, return_inverse=True)
-    parts = examples.groups % _PARTS
-    seen = np.zeros((len(rows), len(names)), np.float32)
-    for part in range(_PARTS):
-        away = parts == part
-        if away.any() and not away.all():
-            weights, offsets = _discriminant(rows[~away], topic[~away], len(names))
-            seen[away] = softmax(rows[away] @ weights + offsets)
-    weights, offsets = _discriminant(rows, topic, len(names))
-    whole = np.hstack([rows, seen * np.float32(_TOPIC_SCALE)])
-    fitted = {name: _head(whole, values, parts) for name, values in examples.good.items()}
-    columns = np.stack([column for column, _ in fitted.values()], axis=1)
+    verdicts = np.stack(list(examples.good.values()), axis=1)
+    parts = examples.groups % PARTS
+    found = out_of_part(rows, topic, verdicts, parts)
+    directions = _main_directions(examples.embeddings)
+    heads = {
+        name: _head(tree_features(rows, found.opinions, number, directions), verdicts[:, number], parts)
+        for number, name in enumerate(examples.good)
+    }
     return OutcomeModel(
         ModelFile(
             reading=READING,
             embedder=embedder,
             dimensions=examples.embeddings.shape[1],
-            form_means=[round(float(value), 6) for value in means],
-            form_scales=[round(float(value), 6) for value in scales],
+            form_means=_rounded(means),
+            form_scales=_rounded(scales),
             topics=[str(name) for name in names],
-            topic_weights=Packed.of(weights),
-            topic_offsets=[round(float(value), 5) for value in offsets],
-            heads={name: head for name, (_, head) in fitted.items()},
-            head_weights=Packed.of(columns),
+            topic_weights=Packed.of(found.topic_weights),
+            topic_offsets=_rounded(found.topic_offsets),
+            opinion_weights=Packed.of(found.opinion_weights),
+            opinion_offsets=_rounded(found.opinion_offsets),
+            directions=Packed.of(directions),
+            heads=heads,
         )
     )
 
 
-def _discriminant(rows: Floats, topic: Whole, count: int) -> tuple[Floats, Floats]:
-    """Weights and offsets whose softmax is the probability of each topic."""
-    members = np.zeros((len(rows), count), np.float32)
-    members[np.arange(len(rows)), topic] = 1
-    sizes = members.sum(axis=0)
-    means = (members.T @ rows) / np.maximum(sizes, 1)[:, None]
-    spread = rows - means[topic]
-    covariance = (spread.T @ spread).astype(np.float64) / len(rows)
-    diagonal = np.diag_indices_from(covariance)
-    average = covariance[diagonal].mean()
-    covariance *= 1 - _SHRINK
-    covariance[diagonal] += _SHRINK * average + 1e-9
-    weights = np.linalg.solve(covariance, means.T.astype(np.float64))
-    offsets = np.log(np.maximum(sizes, 0.5) / len(rows)) - 0.5 * (means.T * weights).sum(axis=0)
-    return (weights * _SHARPNESS).astype(np.float32), (offsets * _SHARPNESS).astype(np.float32)
-
-
-def _head(whole: Floats, values: NDArray[np.float64], parts: Whole) -> tuple[Floats, Head]:
-    """One engine's weights, and its calibration on scores made without the request they are for."""
+def _head(seen: Floats, values: Column, parts: Whole) -> Head:
+    """One engine's trees, and their calibration on the part that trees like them had not seen."""
     known = ~np.isnan(values)
-    rows, good, part = whole[known], values[known], parts[known]
-    scores = np.zeros(len(good))
-    for away in range(_PARTS):
-        test = part == away
-        if test.any() and not test.all():
-            weights, constant = _ridge(rows[~test], good[~test])
-            scores[test] = rows[test] @ weights + constant
-    slope, offset = _platt(scores, good)
-    probabilities = np.zeros(len(good))
-    for away in range(_PARTS):
-        test = part == away
-        if test.any() and not test.all():
-            own_slope, own_offset = _platt(scores[~test], good[~test])
-            probabilities[test] = 1 / (1 + np.exp(-(scores[test] * own_slope + own_offset)))
-    weights, constant = _ridge(rows, good)
-    told = Head(
+    rows, good, away = seen[known], values[known], parts[known] == 0
+    trees, _ = fit_trees(rows, good)
+    if not away.any() or away.all() or np.unique(good[~away] > 0.5).size < 2 or np.unique(good[away] > 0.5).size < 2:
+        rate = float(good.mean())
+        return Head(1.0, 0.0, len(good), round(rate, 4), round(rate * (1 - rate), 5), 0.0, trees)
+    _, odds = fit_trees(rows[~away], good[~away], rows[away])
+    slope, offset = _platt(odds, good[away])
+    told = _cross_calibrated(odds, good[away])
+    return Head(
         slope=slope,
-        offset=offset + slope * constant,
+        offset=offset,
         n=len(good),
         rate=round(float(good.mean()), 4),
-        brier=round(brier(probabilities, good), 5),
-        ece=round(calibration_error(probabilities, good), 5),
+        brier=round(brier(told, good[away]), 5),
+        ece=round(calibration_error(told, good[away]), 5),
+        trees=trees,
     )
-    return weights, told
 
 
-def _ridge(rows: Floats, good: NDArray[np.float64]) -> tuple[Floats, float]:
-    from sklearn.linear_model import Ridge
+def _cross_calibrated(odds: Column, good: Column) -> Column:
+    """Probabilities of each half by a curve fitted on the other."""
+    told = np.zeros(len(good))
+    for half in (0, 1):
+        test = np.arange(len(good)) % 2 == half
+        both = np.unique(good[~test] > 0.5).size == 2
+        slope, offset = _platt(odds[~test], good[~test]) if both else (1.0, 0.0)
+        told[test] = 1 / (1 + np.exp(-(slope * odds[test] + offset)))
+    return told
 
-    model = Ridge(alpha=1.0, fit_intercept=True, solver="cholesky", copy_X=True)
-    model.fit(rows, good.astype(np.float32))
-    return np.asarray(model.coef_, np.float32), float(model.intercept_)
 
-
-def _platt(scores: NDArray[np.float64], good: NDArray[np.float64]) -> tuple[float, float]:
+def _platt(odds: Column, good: Column) -> tuple[float, float]:
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=1e4).fit(scores[:, None], good > 0.5)
-    return float(model.coef_[0, 0]), float(model.intercept_[0])
+    model = LogisticRegression(C=10.0).fit(odds[:, None], good > 0.5)
+    # A negative slope would turn the trees' order around: too few requests to calibrate with.
+    return max(0.05, float(model.coef_[0, 0])), float(model.intercept_[0])
+
+
+def _main_directions(embeddings: Floats) -> Floats:
+    spread = embeddings - embeddings.mean(axis=0)
+    _, vectors = np.linalg.eigh((spread.T @ spread).astype(np.float64))
+    found: Floats = vectors[:, ::-1][:, :_DIRECTIONS].astype(np.float16).astype(np.float32)
+    return found
+
+
+def _rounded(values: Floats) -> list[float]:
+    return [float(f"{value:.7g}") for value in values]
 
 
 def _check(examples: Examples) -> None:

@@ -1,9 +1,11 @@
 """P(this engine's answer is good | request), per engine, from a sentence embedding and what is cheap to read.
 
 A request is its forms, its hashed words and the embedding of its start. A linear discriminant turns these into
-probabilities of topics (subjects, seen only in training); one ridge regression per engine turns all of it into a score,
-and a logistic curve (Platt 1999) into a probability. Inference is NumPy alone: a fifth of a millisecond. The file is
-JSON with arrays of int8 in base64, some hundred kilobytes; nothing in it is executed.
+probabilities of topics (subjects, known only in training). Ridge regressions give a first opinion: how hard the request
+is for everybody, and how much better or worse it suits each engine. Boosted trees of each engine turn opinions, forms
+and the embedding's main directions into log-odds, and a logistic curve (Platt 1999) makes a calibrated probability of
+them. Inference is NumPy alone and takes a millisecond. The file is JSON with arrays in base64, some hundred kilobytes;
+nothing in it is executed.
 
 Limits: an engine without a head is not judged. The rule kept: a file of another reading of requests is refused, because
 weights on other features are worse than none.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -23,35 +26,49 @@ from codriver.core.errors import BadConfigValue, MissingFile
 from .reading import BUCKETS, FORMS, READING, Reading
 
 Floats = NDArray[np.float32]
+Numbers = NDArray[Any]
 
 
 class Packed(msgspec.Struct, frozen=True):
-    """A matrix in int8: ``data`` row by row, each column times its ``scales``."""
+    """A matrix, row by row. ``kind``: NumPy's name of its little-endian numbers."""
 
     rows: int
     columns: int
-    scales: list[float]
     data: bytes
+    kind: Literal["<f2", "<f4", "<u1", "<u2"] = "<f2"
 
     @classmethod
-    def of(cls, matrix: Floats) -> Packed:
-        rows, columns = matrix.shape
-        scales = np.maximum(np.abs(matrix).max(axis=0), 1e-12) / 127
-        whole = np.clip(np.rint(matrix / scales), -127, 127).astype(np.int8)
-        return cls(rows, columns, [float(f"{scale:.6g}") for scale in scales], whole.tobytes())
+    def of(cls, matrix: Numbers, kind: Literal["<f2", "<f4", "<u1", "<u2"] = "<f2") -> Packed:
+        whole = np.atleast_2d(matrix)
+        return cls(whole.shape[0], whole.shape[1], whole.astype(kind).tobytes(), kind)
 
     def matrix(self) -> Floats:
-        """Raises :class:`ValueError` where sizes do not fit."""
-        whole = np.frombuffer(self.data, np.int8).reshape(self.rows, self.columns)
-        scales = np.array(self.scales, np.float32)
-        if scales.shape != (self.columns,) or not np.isfinite(scales).all():
-            raise ValueError("the scales do not fit the matrix")
-        return whole.astype(np.float32) * scales
+        """Raises :class:`ValueError` where sizes do not fit or a number is none."""
+        found = np.frombuffer(self.data, self.kind).reshape(self.rows, self.columns).astype(np.float32)
+        if not np.isfinite(found).all():
+            raise ValueError("a matrix holds what is no number")
+        return found
+
+    def indices(self) -> NDArray[np.int64]:
+        return np.frombuffer(self.data, self.kind).reshape(self.rows * self.columns).astype(np.int64)
+
+
+class Trees(msgspec.Struct, frozen=True):
+    """Boosted trees, all nodes in a row. A leaf's children are itself; ``roots``: a node per tree."""
+
+    baseline: float
+    depth: int
+    roots: Packed
+    left: Packed
+    right: Packed
+    feature: Packed
+    threshold: Packed
+    value: Packed
 
 
 class Head(msgspec.Struct, frozen=True):
-    """One engine. ``slope`` and ``offset`` make a probability of the score; ``n``, ``rate``, ``brier`` and ``ece`` tell
-    how many outcomes it learned from, how many were good, and how well it did on those it had not seen.
+    """One engine. ``slope`` and ``offset`` make a probability of its trees' log-odds; ``n``, ``rate``, ``brier`` and
+    ``ece`` tell how many outcomes it learned from, how many were good, and how well it did on those it had not seen.
     """
 
     slope: float
@@ -60,11 +77,13 @@ class Head(msgspec.Struct, frozen=True):
     rate: float
     brier: float
     ece: float
+    trees: Trees
 
 
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``form_means`` and ``form_scales`` standardise the forms; ``topic_weights`` has a row per feature and a column
-    per topic; ``head_weights`` a row per feature and topic, and a column per head.
+    per topic; ``opinion_weights`` a row per feature and topic, and ``SHARED`` columns for all and for each head;
+    ``directions`` a row per dimension of the embedding.
     """
 
     reading: int
@@ -75,8 +94,37 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topics: list[str]
     topic_weights: Packed
     topic_offsets: list[float]
+    opinion_weights: Packed
+    opinion_offsets: list[float]
+    directions: Packed
     heads: dict[str, Head]
-    head_weights: Packed
+
+
+class Forest:
+    """Trees ready to be walked, all at once. Raises :class:`ValueError` where a node leads nowhere."""
+
+    def __init__(self, trees: Trees, width: int) -> None:
+        self._baseline, self._depth = trees.baseline, trees.depth
+        self._roots, self._left, self._right = (part.indices() for part in (trees.roots, trees.left, trees.right))
+        self._feature = trees.feature.indices()
+        self._threshold, self._value = (part.matrix().reshape(-1) for part in (trees.threshold, trees.value))
+        count = len(self._value)
+        parts = (self._left, self._right, self._feature, self._threshold)
+        inside = all(part.max(initial=0) < count for part in (self._roots, self._left, self._right))
+        if not 0 <= trees.depth < 64 or any(len(part) != count for part in parts) or not inside:
+            raise ValueError("the nodes of a tree do not fit together")
+        if self._feature.max(initial=0) >= width:
+            raise ValueError("a tree asks for a feature that is not there")
+
+    def log_odds(self, rows: Floats) -> Floats:
+        """``rows``: a row of tree features per request."""
+        node = np.broadcast_to(self._roots, (len(rows), len(self._roots)))
+        at = np.arange(len(rows))[:, None]
+        for _ in range(self._depth):
+            below = rows[at, self._feature[node]] <= self._threshold[node]
+            node = np.where(below, self._left[node], self._right[node])
+        found: Floats = self._baseline + self._value[node].sum(axis=1)
+        return found
 
 
 class OutcomeModel:
@@ -88,36 +136,54 @@ class OutcomeModel:
         self._scales = np.array(file.form_scales, np.float32)
         self._topic_weights = file.topic_weights.matrix()
         self._topic_offsets = np.array(file.topic_offsets, np.float32)
-        self._head_weights = file.head_weights.matrix()
-        self._slopes = np.array([head.slope for head in file.heads.values()], np.float32)
-        self._offsets = np.array([head.offset for head in file.heads.values()], np.float32)
-        width = len(FORMS) + BUCKETS + file.dimensions
+        self._opinion_weights = file.opinion_weights.matrix()
+        self._opinion_offsets = np.array(file.opinion_offsets, np.float32)
+        self._directions = file.directions.matrix()
+        width, opinions = len(FORMS) + BUCKETS + file.dimensions, SHARED * (1 + len(file.heads))
         fits = (
             len(self._means) == len(self._scales) == len(FORMS)
             and self._topic_weights.shape == (width, len(file.topics))
             and len(self._topic_offsets) == len(file.topics)
-            and self._head_weights.shape == (width + len(file.topics), len(file.heads))
+            and self._opinion_weights.shape == (width + len(file.topics), opinions)
+            and len(self._opinion_offsets) == opinions
+            and self._directions.shape[0] == file.dimensions
         )
         if not fits:
             raise ValueError("the parts of the model do not fit together")
+        seen = 2 * SHARED + len(FORMS) + self._directions.shape[1]
+        self._forests = [Forest(head.trees, seen) for head in file.heads.values()]
 
     def good(self, reading: Reading, embedding: Floats) -> dict[str, float]:
         """Probability per head. ``embedding``: unit length, ``dimensions`` long."""
-        forms = (np.array(reading.forms, np.float32) - self._means) / self._scales
-        row = features(forms[None], [reading], embedding[None])
-        probabilities = self.judge(row)[0]
-        return dict(zip(self.file.heads, probabilities.tolist(), strict=True))
+        judged = self.judge(self.rows([reading], embedding[None]))[0]
+        return dict(zip(self.file.heads, judged.tolist(), strict=True))
+
+    def rows(self, readings: list[Reading], embeddings: Floats) -> Floats:
+        forms = np.array([reading.forms for reading in readings], np.float32)
+        return features((forms - self._means) / self._scales, readings, embeddings)
 
     def judge(self, rows: Floats) -> Floats:
         """Probabilities, a row per row of features and a column per head."""
-        whole = np.hstack([rows, softmax(rows @ self._topic_weights + self._topic_offsets)])
-        scores = whole @ self._head_weights * self._slopes + self._offsets
-        found: Floats = 1 / (1 + np.exp(-np.clip(scores, -30, 30)))
+        topics = softmax(rows @ self._topic_weights + self._topic_offsets)
+        opinions = np.hstack([rows, topics * TOPIC_SCALE]) @ self._opinion_weights + self._opinion_offsets
+        columns = []
+        for number, (head, forest) in enumerate(zip(self.file.heads.values(), self._forests, strict=True)):
+            odds = forest.log_odds(tree_features(rows, opinions, number, self._directions))
+            columns.append(1 / (1 + np.exp(-np.clip(head.slope * odds + head.offset, -30, 30))))
+        found: Floats = np.stack(columns, axis=1)
         return found
 
-    def standardised(self, forms: Floats) -> Floats:
-        found: Floats = (forms - self._means) / self._scales
-        return found
+
+def tree_features(rows: Floats, opinions: Floats, head: int, directions: Floats) -> Floats:
+    """What a head's trees see: the opinions of all and its own, the forms, the embedding's main directions."""
+    own = SHARED * (1 + head)
+    parts = [
+        opinions[:, :SHARED],
+        opinions[:, own : own + SHARED],
+        rows[:, : len(FORMS)],
+        rows[:, len(FORMS) + BUCKETS :] @ directions,
+    ]
+    return np.hstack(parts)
 
 
 def features(forms: Floats, readings: list[Reading], embeddings: Floats) -> Floats:
@@ -131,6 +197,9 @@ def features(forms: Floats, readings: list[Reading], embeddings: Floats) -> Floa
 # How strongly a block speaks under one ridge penalty: the square root of its inverse penalty.
 FORM_SCALE = np.float32(0.1)
 WORD_SCALE = np.float32(0.5)
+TOPIC_SCALE = np.float32(6.0)
+# Opinions of one kind: by ridges of two penalties, and by the topics' means.
+SHARED = 3
 
 
 def softmax(scores: Floats) -> Floats:

@@ -11,8 +11,9 @@ import pytest
 
 from codriver.core.errors import BadConfigValue, MissingFile
 from codriver.route.fit import fit_model
-from codriver.route.outcome_model import OutcomeModel, Packed, load_model, save_model
+from codriver.route.outcome_model import Forest, OutcomeModel, Packed, load_model, save_model
 from codriver.route.reading import read_text
+from codriver.route.trees import fit_trees
 from tests.unit.route.judging import prompt_of, vector_of, world
 
 
@@ -61,9 +62,18 @@ def test_the_file_gives_the_same_model(model: OutcomeModel, tmp_path: Path) -> N
     assert not list(file.parent.glob("*.part"))
 
 
-def test_packing_keeps_a_hundredth() -> None:
+def test_packing_keeps_a_thousandth() -> None:
     matrix = np.random.default_rng(1).normal(size=(50, 4)).astype(np.float32)
-    assert np.abs(Packed.of(matrix).matrix() - matrix).max() < 0.02 * np.abs(matrix).max()
+    assert np.abs(Packed.of(matrix).matrix() - matrix).max() < 1e-3 * np.abs(matrix).max()
+
+
+def test_trees_say_what_scikit_learn_says() -> None:
+    chance = np.random.default_rng(2)
+    rows = chance.normal(size=(3000, 6)).astype(np.float32)
+    good = (rows[:, 0] * rows[:, 1] + chance.normal(0, 0.5, 3000) > 0).astype(float)
+    trees, odds = fit_trees(rows, good, rows[:500])
+    assert np.abs(odds).max() > 1.0
+    assert np.allclose(Forest(trees, 6).log_odds(rows[:500]), odds, atol=1e-4)
 
 
 def test_files_that_are_no_model(model: OutcomeModel, tmp_path: Path) -> None:
