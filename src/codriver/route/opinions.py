@@ -47,13 +47,14 @@ def out_of_part(rows: Floats, topic: Whole, verdicts: Matrix, parts: Whole) -> F
     whole = np.hstack([rows, seen * TOPIC_SCALE])
     common = np.nanmean(verdicts, axis=1)
     targets = [common, *(column - common for column in verdicts.T)]
-    weights, offsets, opinions = [], [], []
-    for target in targets:
-        given_weights, given_offsets, given = _opinions(whole, seen, target, parts)
-        weights.append(given_weights)
-        offsets.append(given_offsets)
-        opinions.append(given)
-    return Found(topic_weights, topic_offsets, np.hstack(weights), np.concatenate(offsets), np.hstack(opinions))
+    told = [_opinions(whole, seen, target, parts) for target in targets]
+    return Found(
+        topic_weights,
+        topic_offsets,
+        opinion_weights=np.hstack([weights for weights, _, _ in told]),
+        opinion_offsets=np.concatenate([offsets for _, offsets, _ in told]),
+        opinions=np.hstack([given for _, _, given in told]),
+    )
 
 
 class _Topics:
