@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import resources
 from urllib.parse import urlsplit
 
 from codriver.core.deadline import Deadline
@@ -26,11 +25,12 @@ from codriver.route.hybrid import HybridEngine
 from codriver.route.lineup import Lineup
 from codriver.route.link import LinkMonitor, LinkView, SteadyLink
 from codriver.route.pinned import PinnedEngine
-from codriver.route.quality import Quality, load_calibration
+from codriver.route.quality import Quality
 
 from .console import page_files
 from .console.state import console_state
 from .engines import start_embedder, start_on_board
+from .quality import known_quality
 from .services import Service
 from .settings import VehicleConfig
 
@@ -123,15 +123,8 @@ async def cloud_engine(car: Vehicle) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def quality(car: Vehicle) -> AsyncIterator[None]:
-    """What this car knows of its own model: its own calibration if there is one, else what is shipped for the model."""
-    own = car.config.route.calibration
-    if own is not None:
-        car.quality.learn("vehicle", load_calibration(own))
-    else:
-        shipped = resources.files("codriver.route") / "data" / f"{car.config.engine.model}.json"
-        with resources.as_file(shipped) as file:
-            if file.is_file():
-                car.quality.learn("vehicle", load_calibration(file))
+    """What this car knows of its engines; with an embedder, by what each request says."""
+    car.quality = known_quality(car.config, car.engines.get("embedder"))
     yield
 
 

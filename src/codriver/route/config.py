@@ -30,6 +30,20 @@ class RouteConfig:
     sessions: int = setting(256, "Conversations kept in the vehicle; the least recently used goes first.", least=0)
     session_messages: int = setting(64, "Messages kept per conversation.", least=2)
     calibration: Path | None = setting(None, "File with this vehicle's own quality calibration.")
+    learned: bool = setting(True, "Read each request with the quality model, where NumPy and the embedder are there.")
+    quality_model: Path | None = setting(
+        None, "File made by `codriver route train`; not given: the one shipped with the package."
+    )
+    read_within_s: float = setting(
+        0.05, "Longest time that reading a request may take before it is planned.", least=0.0
+    )
+    least_gain: float = setting(
+        0.1, "Utility by which a cloud must beat a vehicle whose draft nothing can judge.", least=0.0, most=1.0
+    )
+    cost_weight: float = setting(0.05, "Probability of a good answer that is worth one US cent.", least=0.0)
+    late_weight: float = setting(
+        0.1, "Probability of a good answer that is worth one second past the deadline.", least=0.0
+    )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from codriver.core.privacy import strictest
 
 from .config import RouteConfig
 from .lineup import Lineup
+from .utility import Worth, worth
 
 # Above this prior the draft streams at once, without waiting for a verdict on its first tokens.
 _SURE = 0.9
@@ -84,7 +85,20 @@ class Decider:
                 fit.append(name)
             else:
                 refusals.append(reason)
-        return sorted(fit, key=lambda name: not self._has_room(ask, name)), refusals
+        return sorted(fit, key=lambda name: (not self._has_room(ask, name), -self._utility(ask, name))), refusals
+
+    def _utility(self, ask: Ask, name: str) -> float:
+        """What orders the engines of a locality; equal, which keeps the configured order, where nothing was read."""
+        found = self.worth(ask.request, name, ask.deadline_s)
+        return 0.0 if found is None else found.utility
+
+    def worth(self, request: ChatRequest, name: str, deadline_s: float = math.inf) -> Worth | None:
+        """What asking ``name`` is worth; None where the quality model has nothing to say of it."""
+        good = self._lineup.quality.expected(name, request)
+        if good is None:
+            return None
+        limits = (deadline_s, _likely_tokens(request), request.limit_tokens)
+        return worth(self._lineup, self._config, name, good, limits)
 
     def _has_room(self, ask: Ask, name: str) -> bool:
         """False when the engine is likely to refuse the prompt for its length. Only the engine itself can be sure."""
@@ -154,9 +168,9 @@ class Decider:
         prior = self._lineup.quality.prior(vehicle[0], self._lineup.quality.features(ask.request))
         # A draft whose engine shows no probabilities can be judged only by the prior, and that can be done now.
         blind = not self._lineup.engines[vehicle[0]].card.can("logprobs")
-        least = max(self._config.skip_below, self._config.min_confidence if blind else 0.0)
-        if ask.policy == "auto" and prior < least:
-            return self._cloud_first(ask, vehicle, cloud, f"the vehicle would be right with p={prior:.2f}")
+        cloud_why = self._why_cloud(ask, vehicle[0], cloud[0], prior) if ask.policy == "auto" else ""
+        if cloud_why:
+            return self._cloud_first(ask, vehicle, cloud, cloud_why)
         sure = blind or (prior >= _SURE and ask.policy != "vehicle-first")
         gate = self._gate(ask, sure)
         why = f"is sure with prior p={prior:.2f}" if sure else f"drafts with prior p={prior:.2f}"
@@ -169,6 +183,22 @@ class Decider:
             *(replace(attempt, start="after_rejection") for attempt in takeovers),
             *(self._attempt(ask, name, "the vehicle's safety net", ask.deadline_s) for name in vehicle[1:]),
         ]
+
+    def _why_cloud(self, ask: Ask, vehicle: str, cloud: str, prior: float) -> str:
+        """Why the cloud should go first; empty when the vehicle should. A draft that its gate can judge costs little:
+        it is left out only where it would hardly be right, and the cloud is worth more. One that nothing can judge is
+        weighed against the cloud.
+        """
+        config = self._config
+        blind = not self._lineup.engines[vehicle].card.can("logprobs")
+        here, there = (self.worth(ask.request, name, ask.deadline_s) for name in (vehicle, cloud))
+        if here is None or there is None:
+            least = max(config.skip_below, config.min_confidence if blind else 0.0)
+            return f"the vehicle would be right with p={prior:.2f}" if prior < least else ""
+        gain = there.utility - here.utility
+        if gain > config.least_gain if blind else (here.good < config.skip_below and gain > 0):
+            return f"is worth {gain:.2f} more: right with p={there.good:.2f}, the vehicle with p={here.good:.2f}"
+        return ""
 
     def _cloud_first(self, ask: Ask, vehicle: list[str], cloud: list[str], why: str) -> list[Attempt]:
         # Time kept back for a vehicle that will refuse is time lost.

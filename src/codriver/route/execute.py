@@ -380,6 +380,8 @@ class Run:
         if record.outcome == "running":
             record.outcome = "cancelled"
         record.took_ms = record.took_ms or self._since_ms(live)
+        if record.confidence is not None:
+            self._lineup.quality.judged(name, self._request, record.confidence)
         if record.outcome == "answered":
             breaker.succeeded()
             # An answer in one piece has no first token of its own.

@@ -49,9 +49,10 @@ class HybridEngine:
         )
 
     async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncGenerator[ChatChunk, None]:
-        """Plan, run, remember. Errors: those of ``Decider.plan`` and ``Run.chunks``."""
+        """Read, plan, run, remember. Errors: those of ``Decider.plan`` and ``Run.chunks``."""
         whole = self._sessions.extend(request)
         whole, veil = self._privacy.prepare(whole, self._sessions.vault)
+        await self._lineup.quality.read(whole, deadline)
         plan = self._decider.plan(whole, deadline.remaining_s())
         run = Run(self._lineup.veiled(veil), self._config, plan, whole, deadline)
         async with aclosing(run.chunks()) as stream:

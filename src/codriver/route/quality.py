@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from codriver.core.deadline import Deadline
 from codriver.core.errors import BadConfigValue, MissingFile
 from codriver.core.messages import ChatRequest, TokenLogprob
 
@@ -29,6 +30,8 @@ from codriver.core.messages import ChatRequest, TokenLogprob
 FEATURES = 1
 _BUCKETS = 1 << 14
 _WORD = re.compile(r"[^\W\d_]+|\d+")
+# More than 128 words are in hardly any text of this length; searching the rest of a long one takes time.
+_MOST_CHARS = 2048
 _OPTION = re.compile(r"(?m)^\s*[A-E][.)]\s")
 
 Features = dict[int, float]
@@ -60,7 +63,7 @@ def request_features(request: ChatRequest) -> Features:
     """Sparse features of a request; about 20 µs for a question of 50 words."""
     asked = next((m.text() for m in reversed(request.messages) if m.role == "user"), request.prompt or "")
     system = next((m.text() for m in request.messages if m.role in ("system", "developer")), "")
-    words = _WORD.findall(asked.lower())[:128]
+    words = _WORD.findall(asked[:_MOST_CHARS].lower())[:128]
     schema = request.response_format
     features: Features = {
         _SLOT["bias"]: 1.0,
@@ -197,6 +200,22 @@ class Quality:
 
     def learn(self, engine: str, calibration: Calibration) -> None:
         self._by_engine[engine] = calibration
+
+    def calibrated(self, engine: str) -> bool:
+        return engine in self._by_engine
+
+    async def read(self, request: ChatRequest, deadline: Deadline) -> None:
+        """Look at a request before it is planned. Here there is nothing to look with."""
+
+    def expected(self, engine: str, request: ChatRequest) -> float | None:
+        """Probability of a good answer from what was read of the request; None where nothing was."""
+        return None
+
+    def judged(self, engine: str, request: ChatRequest, confidence: float) -> None:
+        """A gate found a draft to be good with this probability."""
+
+    def corrected(self, engine: str, request: ChatRequest, good: bool) -> None:
+        """A user said whether an answer was good."""
 
     def prior(self, engine: str, features: Features) -> float:
         known = self._by_engine.get(engine)

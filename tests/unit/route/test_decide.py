@@ -17,7 +17,7 @@ from codriver.core.errors import (
     UnsupportedModality,
     UnsupportedParameter,
 )
-from codriver.core.messages import FunctionSpec, Message, ResponseFormat, Tool
+from codriver.core.messages import ChatRequest, FunctionSpec, Message, ResponseFormat, Tool
 from codriver.core.plan import AttemptPlan
 from codriver.core.virtual import run_virtual
 from codriver.route.config import RouteConfig
@@ -316,3 +316,64 @@ def test_a_router_that_does_not_look_plans_for_the_cloud_while_the_link_is_down(
     made = plan(state="down", prior=0.1, config=RouteConfig(link_aware=False))
     assert order(made) == ["c", "v"]
     assert made.link == "up"
+
+
+# ---------------------------------------------------------------- what was read of the request
+
+
+class Read(Known):
+    """A quality that has read the request: the probability of a good answer per engine."""
+
+    def __init__(self, **good: float) -> None:
+        super().__init__(0.5)
+        self._good = good
+
+    def expected(self, engine: str, request: ChatRequest) -> float | None:
+        return self._good.get(engine)
+
+
+def read_plan(*engines: Faulty, config: RouteConfig | None = None, **good: float) -> AttemptPlan:
+    async def main() -> AttemptPlan:
+        return Decider(lineup_of(*engines, quality=Read(**good)), config).plan(ask())
+
+    return run_virtual(main())
+
+
+def test_a_small_specialist_goes_before_a_large_generalist() -> None:
+    clouds = (Faulty("large", "cloud", price=Price(30.0, 60.0)), Faulty("small", "cloud"))
+    assert order(read_plan(Faulty("v"), *clouds, v=0.1, large=0.7, small=0.9)) == ["small", "large", "v"]
+    assert order(read_plan(Faulty("v"), *clouds, v=0.1, large=0.9, small=0.4)) == ["large", "small", "v"]
+
+
+def test_the_specialist_on_board_goes_first_too() -> None:
+    found = read_plan(Faulty("chat"), Faulty("climate"), Faulty("c", "cloud"), chat=0.3, climate=0.9, c=0.8)
+    assert order(found) == ["climate", "c", "chat"]
+
+
+def test_a_price_turns_a_tie_into_an_order() -> None:
+    dear, cheap = Faulty("dear", "cloud", price=Price(900.0, 900.0)), Faulty("cheap", "cloud")
+    assert order(read_plan(Faulty("v"), dear, cheap, v=0.1, dear=0.8, cheap=0.8))[0] == "cheap"
+
+
+def test_the_cloud_is_not_asked_first_for_what_it_cannot_do_either() -> None:
+    assert order(read_plan(*both(), v=0.1, c=0.6)) == ["c", "v"]
+    assert order(read_plan(*both(), v=0.1, c=0.05)) == ["v", "c"]
+
+
+def test_a_draft_that_its_gate_can_judge_is_worth_making() -> None:
+    found = read_plan(*both(), v=0.4, c=0.9)
+    assert order(found) == ["v", "c"]
+    assert found.attempts[0].gate is not None
+
+
+def test_a_blind_draft_is_weighed_against_the_cloud() -> None:
+    blind = Faulty("v", capabilities=EVERY - {"logprobs"})
+    assert order(read_plan(blind, Faulty("c", "cloud"), v=0.6, c=0.8)) == ["c", "v"]
+    assert order(read_plan(blind, Faulty("c", "cloud"), v=0.6, c=0.65)) == ["v", "c"]
+    eager = RouteConfig(least_gain=0.01)
+    found = read_plan(blind, Faulty("c", "cloud"), config=eager, v=0.6, c=0.65)
+    assert found.attempts[0].why == "is worth 0.05 more: right with p=0.65, the vehicle with p=0.60"
+
+
+def test_an_engine_of_which_nothing_was_read_keeps_the_old_rule() -> None:
+    assert order(read_plan(*both(), v=0.1)) == ["v", "c"]

@@ -17,6 +17,7 @@ BENCHES = Registry(
         "engine": "codriver.bench.engine:run",
         "faults": "codriver.bench.faults:run",
         "gateway": "codriver.bench.gateway:run",
+        "route": "codriver.bench.route:run",
     },
 )
 
