@@ -28,7 +28,7 @@ from codriver.core.errors import (
     RateLimited,
     UnknownModel,
 )
-from codriver.core.messages import RequestOptions
+from codriver.core.messages import ChatRequest, RequestOptions
 from codriver.core.wire import encode
 from codriver.observe.metrics import Metrics
 from codriver.observe.spans import start_request
@@ -165,6 +165,8 @@ class Gateway:
         task = self._admit(exchange)
         try:
             request, options = parse(exchange, await exchange.body(self._config))
+            if isinstance(request, ChatRequest):
+                request.caller = exchange.caller
             engine = self._engine(request.model)
             _refuse_leak(engine, options)
             if options is not None and options.session and exchange.caller:

@@ -29,6 +29,7 @@ class RouteConfig:
     sessions: int = setting(256, "Conversations kept in the vehicle; the least recently used goes first.", least=0)
     session_messages: int = setting(64, "Messages kept per conversation.", least=2)
     calibration: Path | None = setting(None, "File with this vehicle's own quality calibration.")
+    semantic_file: Path | None = setting(None, "TOML file with semantic routes; see: codriver routes check.")
 
 
 @dataclass(frozen=True)

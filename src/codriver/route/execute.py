@@ -28,7 +28,7 @@ from codriver.core.errors import (
     RequestError,
     UpstreamRejected,
 )
-from codriver.core.messages import ChatChunk, ChatRequest, StreamOptions
+from codriver.core.messages import ChatChunk, ChatRequest, Privacy, StreamOptions
 from codriver.core.plan import Attempt, AttemptPlan, PlanError
 from codriver.core.wire import changed
 from codriver.observe.spans import start_attempt
@@ -76,6 +76,13 @@ class Run:
         self._errors: list[CodriverError] = []
         self._spent_usd = 0.0
         self.records: list[AttemptRecord] = []
+        # What the answer's extension tells besides.
+        self.told: dict[str, object] = {}
+
+    @property
+    def privacy(self) -> Privacy:
+        """The class that the plan was made for."""
+        return self._plan.privacy
 
     @property
     def answer(self) -> Answer:
@@ -279,6 +286,7 @@ class Run:
             "locality": live.attempt.locality,
             "link": self._lineup.link.state,
             "attempts": [record.as_dict() for record in self.records],
+            **self.told,
         }
         if live.record.confidence is not None:
             extension["confidence"] = round(live.record.confidence, 4)

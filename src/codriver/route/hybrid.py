@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from codriver.core.answer import Answer
 from codriver.core.deadline import Deadline
 from codriver.core.engine import EngineCard, Health
 from codriver.core.errors import CodriverError, UnsupportedModality
@@ -14,13 +15,21 @@ from .config import RouteConfig
 from .decide import Decider
 from .execute import Run
 from .lineup import Lineup
+from .semantic import NO_ROUTES, NoRoutes
 from .sessions import Sessions
 
 
 class HybridEngine:
     """One engine made of those in ``lineup``. It does not own them: whoever made them closes them."""
 
-    def __init__(self, lineup: Lineup, config: RouteConfig | None = None, name: str = "codriver") -> None:
+    def __init__(
+        self,
+        lineup: Lineup,
+        config: RouteConfig | None = None,
+        name: str = "codriver",
+        semantic: NoRoutes = NO_ROUTES,
+    ) -> None:
+        self._semantic = semantic
         self._config = config or RouteConfig()
         self._lineup = lineup if self._config.link_aware else lineup.without_link()
         self._decider = Decider(self._lineup, self._config)
@@ -41,16 +50,29 @@ class HybridEngine:
 
     async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncGenerator[ChatChunk, None]:
         """Plan, run, remember. Errors: those of ``Decider.plan`` and ``Run.chunks``."""
-        whole = self._sessions.extend(request)
+        whole, ruling = await self._semantic.rule(self._sessions.extend(request), deadline)
+        if ruling.answer is not None:
+            answer = Answer()
+            for chunk in ruling.answer:
+                answer.add(chunk)
+                yield chunk
+            self._record(request, answer, local=False)
+            return
         plan = self._decider.plan(whole, deadline.remaining_s())
         run = Run(self._lineup, self._config, plan, whole, deadline)
+        run.told = ruling.told
         async with aclosing(run.chunks()) as stream:
             async for chunk in stream:
                 yield chunk
+        ruling.keep(run)
+        self._record(request, run.answer, local=plan.privacy == "local_only")
+
+    def _record(self, request: ChatRequest, answer: Answer, local: bool) -> None:
+        """Keep the exchange in the conversation that the request names, if it names one."""
         if request.codriver is not None and request.codriver.session:
-            done = run.answer.completion().choices[0].message
+            done = answer.completion().choices[0].message
             told = Message(role="assistant", content=done.content, tool_calls=done.tool_calls or None)
-            self._sessions.record(request, told, local=plan.privacy == "local_only")
+            self._sessions.record(request, told, local=local)
 
     async def embed(self, request: EmbedRequest, deadline: Deadline) -> Embeddings:
         """By the first engine that can, the vehicle's before the cloud's."""
