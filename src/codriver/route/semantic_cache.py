@@ -2,10 +2,11 @@
 
 An answer is given again only to the same caller, in the same privacy class, after the same system prompt and history,
 with the same tools, format, model and sampling; within ``ttl_s``; and only for a question whose cosine is at least
-``threshold`` and whose numbers, negations, opposites and names are the same, in the same order. Kept are whole answers
-of text that ended by themselves (``stop``), from a plan none of whose attempts failed, for requests of one choice that
-leave ``temperature`` out or at 0. Nothing that is ``local_only`` is kept, and nothing is written to disk. Limits:
-``entries`` answers, the least recently used goes first; a scan over those of one caller and context.
+``threshold``, whose numbers, negations, opposites and names are the same in the same order, and which has the words
+that both share in the same order. Kept are whole answers of text that ended by themselves (``stop``), from a plan none
+of whose attempts failed, for requests of one choice that leave ``temperature`` out or at 0. Nothing that is
+``local_only`` is kept, and nothing is written to disk. Without API keys all clients that name no ``user`` are one
+caller. Limits: ``entries`` answers, the least recently used goes first; all go when the routes file changes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from codriver.observe.metrics import Metrics, NoMetrics
 from .execute import Run
 from .semantic_apply import last_user_text
 from .semantic_file import STRICTNESS, CacheRule
-from .semantic_words import telling_words
+from .semantic_words import same_order, telling_words, words
 
 # Members of a body that change how an answer is sent, not what it is.
 _ASIDE = ("stream", "stream_options", "codriver", "user", "messages", "temperature")
@@ -35,6 +36,7 @@ class Slot(msgspec.Struct, frozen=True):
 
     context: bytes
     telling: tuple[str, ...]
+    words: tuple[str, ...]
     vector: Sequence[float]
 
 
@@ -73,7 +75,7 @@ class SemanticCache:
             or bool(request.logprobs)
             or bool(request.temperature)
         )
-        return None if unfit else Slot(_context(request, options), telling_words(question), vector)
+        return None if unfit else Slot(_context(request, options), telling_words(question), words(question), vector)
 
     def find(self, slot: Slot, told: dict[str, object]) -> list[ChatChunk] | None:
         """The chunks of a kept answer, as one stream that says where it comes from; ``told`` goes with it."""
@@ -83,7 +85,7 @@ class SemanticCache:
                 del self._kept[key]
             elif kept.slot.context == slot.context and kept.slot.telling == slot.telling:
                 near = _cosine(kept.slot.vector, slot.vector)
-                if near >= best:
+                if near >= best and same_order(kept.slot.words, slot.words):
                     best, found = near, key
         self._metrics.semantic_cache("hit" if found is not None else "miss")
         if found is None:

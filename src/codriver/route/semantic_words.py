@@ -28,6 +28,17 @@ mute unmute connect disconnect always sometimes why how when where who which wha
 _TELLING = frozenset(f"{_NUMBERS} {_NEGATIONS} {_OPPOSITES}".split())
 
 
+def same_order(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
+    """True when the words that two questions share come in the same order: "is a faster than b" is not the reverse."""
+    shared = set(left) & set(right)
+    return [word for word in left if word in shared] == [word for word in right if word in shared]
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words and numbers of a text in small letters."""
+    return tuple(word.lower() for word in _WORD.findall(text))
+
+
 def telling_words(text: str) -> tuple[str, ...]:
     """What must be the same in two questions that get one answer: numbers, negations, opposites and names, in order.
 

@@ -86,6 +86,7 @@ def test_a_question_in_other_words_gets_it_too(car: Car) -> None:
         ("explain how this yellow lamp works", "explain how this red lamp works"),
         ("explain how this 1 works before 2", "explain how this 2 works before 1"),
         ("explain why this button works", "explain how this button works"),
+        ("explain what this button means if lamp beats button", "explain what this button means if button beats lamp"),
     ],
 )
 def test_numbers_opposites_negations_and_names_must_be_the_same(car: Car, first: str, second: str) -> None:
