@@ -10,7 +10,7 @@ import msgspec
 
 from codriver.catalogue import CatalogueConfig, ModelFile, resolve
 from codriver.core.engine import Engine, Locality
-from codriver.core.errors import BadConfigValue, MissingFile
+from codriver.core.errors import BadConfigValue, MissingExtra, MissingFile, SetupError
 from codriver.engines.registry import ENGINES
 
 from .settings import OnBoard
@@ -50,6 +50,22 @@ def start_embedder(settings: OnBoard, catalogue: CatalogueConfig) -> Engine | No
 
     engine: Engine = kind(OnnxConfig(model=model.path, tokenizer=tokenizer.path, threads=1))
     return engine
+
+
+def no_embedder(settings: OnBoard) -> SetupError:
+    """Why semantic routes cannot be had: there is no sentence embedder."""
+    reason = ENGINES.why_not("onnx_runtime")
+    if reason is not None:
+        return MissingExtra(f"Semantic routes need the sentence embedder: {reason}.", param="route.semantic_file")
+    if not settings.embedder:
+        return MissingFile(
+            "Semantic routes need the sentence embedder, and engine.embedder is empty.", param="engine.embedder"
+        )
+    return MissingFile(
+        "Semantic routes need the sentence embedder, whose files are not here; fetch them with: "
+        f"codriver models pull {settings.embedder} {settings.embedder_tokenizer}",
+        param="engine.embedder",
+    )
 
 
 async def _llama_cpp(

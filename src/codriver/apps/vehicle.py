@@ -26,10 +26,11 @@ from codriver.route.lineup import Lineup
 from codriver.route.link import LinkMonitor, LinkView, SteadyLink
 from codriver.route.pinned import PinnedEngine
 from codriver.route.quality import Quality
+from codriver.route.semantic import NO_ROUTES, NoRoutes, SemanticRoutes
 
 from .console import page_files
 from .console.state import console_state
-from .engines import start_embedder, start_on_board
+from .engines import no_embedder, start_embedder, start_on_board
 from .quality import known_quality
 from .services import Service
 from .settings import VehicleConfig
@@ -47,6 +48,7 @@ class Vehicle:
     engines: dict[str, Engine] = field(default_factory=dict)
     link: LinkView = field(default_factory=SteadyLink)
     quality: Quality = field(default_factory=Quality)
+    semantic: NoRoutes = NO_ROUTES
     models: Mapping[str, Engine] = field(default_factory=dict)
     listening: Listening | None = None
 
@@ -129,9 +131,28 @@ async def quality(car: Vehicle) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def semantic_routes(car: Vehicle) -> AsyncIterator[None]:
+    """What requests are about decides for them, where a file of routes is given. It needs the sentence embedder."""
+    file = car.config.route.semantic_file
+    if file is None:
+        yield
+        return
+    embedder = car.engines.get("embedder")
+    if embedder is None:
+        raise no_embedder(car.config.engine)
+    engines = [name for name, engine in car.engines.items() if engine.card.can("chat")]
+    car.semantic = await SemanticRoutes.start(file, embedder, engines, car.metrics)
+    try:
+        yield
+    finally:
+        await car.semantic.aclose()
+
+
+@asynccontextmanager
 async def gateway(car: Vehicle) -> AsyncIterator[None]:
     lineup = Lineup(car.engines, car.link, car.quality, car.metrics, breaker_config=car.config.breaker)
-    hybrid = HybridEngine(lineup, car.config.route, detector=make_detector(car.config.privacy))
+    detector = make_detector(car.config.privacy)
+    hybrid = HybridEngine(lineup, car.config.route, detector=detector, semantic=car.semantic)
     least = car.config.route.privacy
     car.models = {"codriver": hybrid, **{name: PinnedEngine(hybrid, lineup, name, least) for name in car.engines}}
     app = Gateway(car.models, "codriver", car.config.gateway, car.metrics)
@@ -151,6 +172,7 @@ TABLE: tuple[Service[Vehicle], ...] = (
     Service("embedder", embedder),
     Service("cloud engine", cloud_engine),
     Service("quality", quality),
+    Service("semantic routes", semantic_routes),
     Service("gateway", gateway),
 )
 

@@ -130,8 +130,9 @@ class ChatRequest(Wire):
     """One chat request. ``prompt`` is set instead of ``messages`` for a plain text completion.
 
     ``continue_from`` is the part of the answer that the client already has: an engine whose card says ``prefill``
-    goes on from its last character and does not repeat it. ``raw`` is the body as it arrived. Neither these two nor
-    ``prompt`` and ``codriver`` are sent upstream as they stand.
+    goes on from its last character and does not repeat it. ``raw`` is the body as it arrived. ``caller`` tells API keys
+    apart and is set by the gateway, never by a body. None of these, nor ``prompt`` and ``codriver``, is sent upstream
+    as it stands.
     """
 
     messages: list[Message] = []
@@ -159,6 +160,7 @@ class ChatRequest(Wire):
     prompt: str | None = msgspec.field(default=None, name="__prompt__")
     continue_from: str | None = msgspec.field(default=None, name="__continue_from__")
     raw: bytes | None = msgspec.field(default=None, name="__raw__")
+    caller: str = msgspec.field(default="", name="__caller__")
 
     @property
     def limit_tokens(self) -> int | None:
@@ -383,6 +385,7 @@ def parse_chat(body: bytes) -> ChatRequest:
     refuse_out_of_range(request)
     request.raw = body
     request.prompt = request.continue_from = None
+    request.caller = ""
     return request
 
 

@@ -26,7 +26,7 @@ DONE = b"data: [DONE]\n\n"
 _encoder = msgspec.json.Encoder()
 _chunk_decoder = msgspec.json.Decoder(ChatChunk)
 _whole_decoder = msgspec.json.Decoder(ChatCompletion)
-_INTERNAL = ("__raw__", "__prompt__", "__continue_from__", "codriver")
+_INTERNAL = ("__raw__", "__prompt__", "__continue_from__", "__caller__", "codriver")
 
 
 class SseParser:

@@ -29,7 +29,7 @@ from codriver.core.errors import (
     RateLimited,
     UnknownModel,
 )
-from codriver.core.messages import EmbedRequest, Privacy, RequestOptions
+from codriver.core.messages import ChatRequest, EmbedRequest, Privacy, RequestOptions
 from codriver.core.privacy import strictest
 from codriver.core.wire import encode
 from codriver.observe.logs import where
@@ -190,6 +190,8 @@ class Gateway:
             least = self._keys.least_privacy(exchange.caller)
             if least != "any":
                 options = _at_least(least, request, options)
+            if isinstance(request, ChatRequest):
+                request.caller = exchange.caller
             engine = self._engine(request.model)
             _refuse_leak(engine, options)
             if options is not None and options.session and exchange.caller:

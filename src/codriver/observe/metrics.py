@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 MAX_ENGINES = 64
+MAX_ROUTES = 128
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _LINK_STATES = ("up", "degraded", "down")
@@ -33,6 +34,7 @@ class Metrics:
         self._define_requests()
         self._define_attempts()
         self._define_states()
+        self._define_semantic()
 
     def _define_requests(self) -> None:
         self._requests = self._counter(
@@ -61,6 +63,11 @@ class Metrics:
         self._breaker = self._gauge(
             "codriver_breaker_state", "1 for the state that an engine's circuit breaker is in.", "engine state"
         )
+
+    def _define_semantic(self) -> None:
+        self._semantic_names: set[str] = set()
+        self._semantic = self._counter("codriver_semantic_route", "Requests by the semantic route they took.", "route")
+        self._cached = self._counter("codriver_semantic_cache", "Look-ups and keeps of the semantic cache.", "outcome")
 
     def request_ended(self, route: str, status: int, seconds: float) -> None:
         """``route`` is the pattern of the route table, not the path as asked."""
@@ -107,6 +114,21 @@ class Metrics:
         engine, state = self._bounded(engine), state.replace("-", "_")
         for known in _BREAKER_STATES:
             self._child(self._breaker, engine, known).set(known == state)
+
+    def semantic_route(self, route: str) -> None:
+        """``route`` is a name of the routes file, ``none`` where no route was sure, ``failed`` where none was sought.
+        Files may change while the process runs: names beyond the first ``MAX_ROUTES`` are counted as ``other``.
+        """
+        if route not in self._semantic_names:
+            if len(self._semantic_names) >= MAX_ROUTES:
+                route = "other"
+            else:
+                self._semantic_names.add(route)
+        self._child(self._semantic, route).inc()
+
+    def semantic_cache(self, outcome: str) -> None:
+        """``outcome`` is hit, miss or kept."""
+        self._child(self._cached, outcome).inc()
 
     def in_flight(self, change: int) -> None:
         """+1 when a request arrives, -1 when it is answered."""
@@ -168,3 +190,5 @@ class NoMetrics(Metrics):
     link: Callable[..., None] = staticmethod(_nothing)
     breaker: Callable[..., None] = staticmethod(_nothing)
     in_flight: Callable[..., None] = staticmethod(_nothing)
+    semantic_route: Callable[..., None] = staticmethod(_nothing)
+    semantic_cache: Callable[..., None] = staticmethod(_nothing)

@@ -44,6 +44,7 @@ class RouteConfig:
     late_weight: float = setting(
         0.1, "Probability of a good answer that is worth one second past the deadline.", least=0.0
     )
+    semantic_file: Path | None = setting(None, "TOML file with semantic routes; see: codriver routes check.")
 
 
 @dataclass(frozen=True)

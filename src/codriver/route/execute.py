@@ -28,7 +28,7 @@ from codriver.core.errors import (
     RequestError,
     UpstreamRejected,
 )
-from codriver.core.messages import ChatChunk, ChatRequest, StreamOptions
+from codriver.core.messages import ChatChunk, ChatRequest, Privacy, StreamOptions
 from codriver.core.plan import Attempt, AttemptPlan
 from codriver.core.wire import changed
 from codriver.observe.spans import start_attempt
@@ -75,6 +75,13 @@ class Run:
         self._errors: list[CodriverError] = []
         self._spent_usd = 0.0
         self.records: list[AttemptRecord] = []
+        # What the answer's extension tells besides.
+        self.told: dict[str, object] = {}
+
+    @property
+    def privacy(self) -> Privacy:
+        """The class that the plan was made for."""
+        return self._plan.privacy
 
     @property
     def answer(self) -> Answer:
@@ -291,6 +298,7 @@ class Run:
             "privacy": self._plan.privacy,
             **self._lineup.veil.told(),
             "attempts": [record.as_dict() for record in self.records],
+            **self.told,
         }
         if live.record.confidence is not None:
             extension["confidence"] = round(live.record.confidence, 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from codriver.core.answer import Answer
 from codriver.core.deadline import Deadline
 from codriver.core.engine import EngineCard, Health
 from codriver.core.errors import CodriverError, UnsupportedModality
@@ -15,7 +16,8 @@ from .config import RouteConfig
 from .decide import Decider
 from .execute import Run
 from .lineup import Lineup
-from .redact import Privacy
+from .redact import NoVeil, Privacy
+from .semantic import NO_ROUTES, NoRoutes
 from .sessions import Sessions
 
 
@@ -28,7 +30,9 @@ class HybridEngine:
         config: RouteConfig | None = None,
         name: str = "codriver",
         detector: Detector | None = None,
+        semantic: NoRoutes = NO_ROUTES,
     ) -> None:
+        self._semantic = semantic
         self._config = config or RouteConfig()
         self._lineup = lineup if self._config.link_aware else lineup.without_link()
         self._decider = Decider(self._lineup, self._config)
@@ -49,17 +53,30 @@ class HybridEngine:
         )
 
     async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncGenerator[ChatChunk, None]:
-        """Read, plan, run, remember. Errors: those of ``Decider.plan`` and ``Run.chunks``."""
-        whole = self._sessions.extend(request)
+        """Rule, read, plan, run, remember. Errors: those of ``Decider.plan`` and ``Run.chunks``."""
+        whole, ruling = await self._semantic.rule(self._sessions.extend(request), deadline)
         whole, veil = self._privacy.prepare(whole, self._sessions.vault)
+        if ruling.answer is not None:
+            answer = Answer()
+            for chunk in ruling.answer:
+                answer.add(chunk)
+                yield chunk
+            self._record(request, answer, veil)
+            return
         await self._lineup.quality.read(whole, deadline)
         plan = self._decider.plan(whole, deadline.remaining_s())
         run = Run(self._lineup.veiled(veil), self._config, plan, whole, deadline)
+        run.told = ruling.told
         async with aclosing(run.chunks()) as stream:
             async for chunk in stream:
                 yield chunk
+        ruling.keep(run)
+        self._record(request, run.answer, veil)
+
+    def _record(self, request: ChatRequest, answer: Answer, veil: NoVeil) -> None:
+        """Keep the exchange in the conversation that the request names, if it names one."""
         if request.codriver is not None and request.codriver.session:
-            done = run.answer.completion().choices[0].message
+            done = answer.completion().choices[0].message
             told = Message(role="assistant", content=done.content, tool_calls=done.tool_calls or None)
             self._sessions.record(request, told, veil.asked, veil.vault)
 

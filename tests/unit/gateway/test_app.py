@@ -464,6 +464,9 @@ async def test_each_key_has_its_own_conversations() -> None:
         await ask(server.port, CHAT_PATH, body, "Authorization: Bearer alice")
         await ask(server.port, CHAT_PATH, CHAT, "Authorization: Bearer bob", "x-codriver-session: trip")
         await ask(server.port, CHAT_PATH, body, "Authorization: Bearer alice")
+    # Whoever keeps something for a caller knows callers by this, which no body can set.
+    callers = [request.caller for request in engine.requests]
+    assert callers[0] and callers[1] and len(set(callers[:2])) == 2
     first, second, third = (request.codriver.session for request in engine.requests)
     assert first == third != second
     assert first == hashlib.sha256(b"alice").hexdigest()[:16] + ":trip"

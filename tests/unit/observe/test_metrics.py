@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from codriver.observe.metrics import MAX_ENGINES, Metrics, NoMetrics
+from codriver.observe.metrics import MAX_ENGINES, MAX_ROUTES, Metrics, NoMetrics
 
 _METRIC = re.compile(r"codriver_[a-z_]+")
 
@@ -73,6 +73,19 @@ def test_two_instances_share_nothing() -> None:
     assert not [name for name, _ in samples(second) if name == "codriver_cost_usd_total"]
 
 
+def test_semantic_routes_stay_bounded() -> None:
+    metrics = Metrics()
+    for number in range(MAX_ROUTES + 5):
+        metrics.semantic_route(f"r{number}")
+    metrics.semantic_route("r1")
+    metrics.semantic_cache("kept")
+    got = samples(metrics)
+    assert got[key("codriver_semantic_route_total", route="r1")] == 2
+    assert got[key("codriver_semantic_route_total", route="other")] == 5
+    assert got[key("codriver_semantic_cache_total", outcome="kept")] == 1
+    assert sum(name == "codriver_semantic_route_total" for name, _ in got) == MAX_ROUTES + 1
+
+
 def test_the_null_version_counts_nothing() -> None:
     metrics = NoMetrics()
     metrics.in_flight(+1)
@@ -94,6 +107,8 @@ def test_the_dashboard_asks_only_for_what_there_is() -> None:
     metrics.escalated("schema")
     metrics.link("up", 0.1, 1e6)
     metrics.breaker("cloud", "open")
+    metrics.semantic_route("climate")
+    metrics.semantic_cache("hit")
     served = {name for name, _ in samples(metrics) if not name.endswith("_created")}
     dashboard = (Path(__file__).parents[3] / "docs" / "grafana" / "codriver.json").read_text(encoding="utf-8")
     asked = {

@@ -120,7 +120,9 @@ def test_no_text_takes_long(piece: str) -> None:
         return time.process_time() - began_s
 
     took_s(10)
-    assert took_s(10_000) < 40 * max(took_s(1_000), 0.002)
+    # A pattern that looks again at every place takes a hundred times as long: the bound lies well away from both, and
+    # the best of three is what a busy machine disturbs least.
+    assert min(took_s(10_000) for _ in range(3)) < 60 * max(min(took_s(1_000) for _ in range(3)), 0.002)
 
 
 # ---------------------------------------------------------------- names and settings

@@ -11,7 +11,7 @@ from rich.console import Console
 import codriver
 from codriver.core.errors import CodriverError
 
-from . import bench, chat, config, doctor, drive, keys, models, route, run
+from . import bench, chat, config, doctor, drive, keys, models, route, run, semantic
 
 app = typer.Typer(
     help="The AI platform that rides in the vehicle and works with the cloud.",
@@ -29,6 +29,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(route.app, name="route")
 app.add_typer(keys.app, name="keys")
 app.add_typer(config.app, name="config")
+app.add_typer(semantic.app, name="routes")
 
 
 def _version(asked: bool) -> None:
