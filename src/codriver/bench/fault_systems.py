@@ -17,6 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 import uvloop
@@ -36,6 +37,12 @@ from .fault_cases import Scenario
 
 _ANSWER_TOKENS = 26
 RETRIES = 1
+# Portkey adds headers to what it fetched. Under node its listener puts a Response of its own in place of node's, which
+# shares the fetched headers, and those cannot be changed: every answer would be a 500. With node's own it works.
+_NODES_OWN_RESPONSE = "data:text/javascript," + quote(
+    "const define = Object.defineProperty; Object.defineProperty = (on, name, what) =>"
+    " on === globalThis && name === 'Response' ? on : define(on, name, what);"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Limits:
     first_token_s: float = 1.0
     inter_token_s: float = 0.8
     connect_s: float = 1.0
-    attempt_s: float = 1.5
+    attempt_s: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -202,7 +209,9 @@ def portkey_command(port: int) -> list[str] | None:
     """Portkey's gateway under node; ``None`` when either is not there."""
     script = _rivals() / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
     node = shutil.which("node")
-    return [node, str(script), f"--port={port}", "--headless"] if node and script.is_file() else None
+    if node is None or not script.is_file():
+        return None
+    return [node, "--import", _NODES_OWN_RESPONSE, str(script), f"--port={port}", "--headless"]
 
 
 def portkey_env(told: Told) -> dict[str, str]:

@@ -3,6 +3,7 @@
 A case is one chat request to a system that has a faulty first engine and a second one to fall back on. The answer is
 judged against the one right answer: ``whole``, ``told``, ``lie`` or ``hang`` (see :mod:`.fault_verdict`). A client that
 leaves is another matter: ``whole`` then means that the first engine's work was stopped, ``hang`` that it went on.
+A system must answer right with healthy engines before it is tried, and one that ends in the middle has no verdicts.
 ``--quick`` runs Codriver alone. A rival that is not there is a row with the reason.
 """
 
@@ -22,7 +23,7 @@ from codriver.core.errors import EngineUnavailable
 
 from .fault_answers import request_body
 from .fault_call import Scene, Tempo
-from .fault_cases import Scenario, scenarios
+from .fault_cases import HEALTHY, Fault, Scenario, scenarios
 from .fault_client import FaultClient
 from .fault_server import FaultServer
 from .fault_systems import (
@@ -41,10 +42,12 @@ from .fault_table import FaultReport
 from .fault_tls import expired_context
 from .fault_verdict import KINDS, Heard, Verdict, judge
 from .gateway import machine
-from .gateway_servers import free_port, started
+from .gateway_servers import Target, free_port, started
 from .rows import Report, Row
 
-_AT_ONCE = 10
+_AT_ONCE = 4
+_WARM_UPS = 5
+_HEALTHY = [Scenario(Fault(HEALTHY), streamed) for streamed in (True, False)]
 _LEAVE_EARLY_S, _LEAVE_LATE_S = 0.3, 0.9
 _STOP_S = 2.0
 _START_S = 120.0
@@ -98,14 +101,19 @@ def _sums(system: str, outcomes: Sequence[Outcome]) -> list[Row]:
 
 async def _try_system(system: str, folder: Path) -> list[Outcome]:
     """Errors: :class:`EngineUnavailable` when the system is not there or does not start."""
-    limits, asked = Limits(), scenarios()
+    limits, asked = Limits(), [*_HEALTHY, *scenarios()]
     tls, authority = expired_context(folder)
     async with FaultServer(Tempo(), tls) as server:
         engines = tuple(engines_of(one, _addresses(server, system, one)) for one in asked)
         told = Told(engines, limits, ca=str(authority))
         port = free_port()
-        with _system(system, folder, port, told):
-            return await ask_all(server, system, port, told)
+        with _system(system, folder, port, told) as running:
+            await warm_up(server, system, port, told)
+            outcomes = await ask_all(server, system, port, told)
+            code = running.process.poll()
+            if code is not None:
+                raise EngineUnavailable(f"{system} ended in the middle, with code {code}", engine=system)
+            return outcomes
 
 
 def _addresses(server: FaultServer, system: str, scenario: Scenario) -> Callable[[str], str]:
@@ -113,7 +121,7 @@ def _addresses(server: FaultServer, system: str, scenario: Scenario) -> Callable
 
 
 @contextlib.contextmanager
-def _system(system: str, folder: Path, port: int, told: Told) -> Iterator[None]:
+def _system(system: str, folder: Path, port: int, told: Told) -> Iterator[Target]:
     if system == "codriver":
         command: list[str] | None = own_command(folder, port, told)
         env: dict[str, str] = {}
@@ -123,14 +131,27 @@ def _system(system: str, folder: Path, port: int, told: Told) -> Iterator[None]:
         command, env = portkey_command(port), portkey_env(told)
     if command is None:
         raise EngineUnavailable(f"{system} is not in $CODRIVER_RIVALS; `make bench` installs it there", engine=system)
-    with started(system, command, port, _START_S, env):
-        yield
+    with started(system, command, port, _START_S, env) as running:
+        yield running
 
 
-async def ask_all(server: FaultServer, system: str, port: int, told: Told) -> list[Outcome]:
+async def warm_up(server: FaultServer, system: str, port: int, told: Told) -> None:
+    """A few answers of healthy engines. Errors: :class:`EngineUnavailable` when the last of them is not whole."""
+    for scenario in _HEALTHY:
+        engines = next(one for one in told.engines if one.key == scenario.key)
+        headers = portkey_headers(engines, told.limits) if system == "portkey" else {}
+        for _ in range(_WARM_UPS):
+            client = FaultClient(port, told.limits.deadline_s + told.limits.grace_s)
+            outcome = await ask_one(client, server.scene(system, scenario), scenario, headers)
+        if outcome.verdict.kind != "whole":
+            what = f"{system} gives no right answer with healthy engines: {outcome.verdict.kind}, {outcome.verdict.why}"
+            raise EngineUnavailable(what, engine=system)
+
+
+async def ask_all(server: FaultServer, system: str, port: int, told: Told, at_once: int = _AT_ONCE) -> list[Outcome]:
     """Every scenario that ``told`` has engines for, several at once, in the catalogue's order."""
     by_key = {engines.key: engines for engines in told.engines}
-    room = asyncio.Semaphore(_AT_ONCE)
+    room = asyncio.Semaphore(at_once)
     limits = told.limits
 
     async def ask(scenario: Scenario) -> Outcome:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from codriver.bench.fault_systems import Limits, Told, engines_of, litellm_comma
 from codriver.bench.fault_table import FaultReport
 from codriver.bench.fault_tls import expired_context
 from codriver.bench.fault_verdict import Ended, Heard, Verdict, judge
-from codriver.bench.faults import Outcome, ask_all, ask_one
+from codriver.bench.faults import Outcome, ask_all, ask_one, warm_up
+from codriver.bench.gateway_servers import Target, free_port
 from codriver.bench.rows import Row
+from codriver.core.errors import EngineUnavailable
 from codriver.gateway import Gateway, GatewayConfig, serve
 from codriver.observe.metrics import Metrics
 from codriver.route.config import LinkConfig
@@ -198,7 +202,7 @@ async def test_no_lie_and_no_hang_in_any_case(tmp_path: Path) -> None:
     chosen = [one for one in scenarios() if one.fault.name not in ("huge chunk", "link flapping")]
     tls, ca = expired_context(tmp_path)
     async with FaultServer(Tempo().times(FACTOR), tls) as server, codriver(server, chosen, ca) as (port, told):
-        outcomes = await ask_all(server, "codriver", port, told)
+        outcomes = await ask_all(server, "codriver", port, told, at_once=12)
     assert len(outcomes) == len(chosen)
     bad = {o.scenario.case: o.verdict for o in outcomes if o.verdict.kind in ("lie", "hang")}
     assert bad == {}
@@ -213,7 +217,7 @@ async def test_where_nobody_answers_and_no_probe_has_told_so(tmp_path: Path) -> 
     chosen = [one for one in scenarios() if one.fault.place != "http" and one.fault.second == HEALTHY]
     tls, ca = expired_context(tmp_path)
     async with FaultServer(Tempo().times(FACTOR), tls) as server, codriver(server, chosen, ca, False) as (port, told):
-        outcomes = await ask_all(server, "codriver", port, told)
+        outcomes = await ask_all(server, "codriver", port, told, at_once=12)
     assert {o.scenario.case: o.verdict.kind for o in outcomes} == {one.case: "whole" for one in chosen}
     slow = {o.scenario.case for o in outcomes if o.took_ms > 1e3 * LIMITS.connect_s}
     # Others may be slow on a busy machine; these two can only be found out by waiting.
@@ -230,6 +234,28 @@ async def test_rows_of_one_case(server: FaultServer, tmp_path: Path) -> None:
     assert rows["upstream_calls"].value == 2.0
     assert rows["upstream_calls"].note == "1 to the first engine, 1 to the second"
     assert rows["time_ms"].value > 0
+
+
+async def test_a_system_must_answer_before_it_is_tried(server: FaultServer, tmp_path: Path) -> None:
+    chosen = [Scenario(Fault(HEALTHY), streamed) for streamed in (True, False)]
+    async with codriver(server, chosen, expired_context(tmp_path)[1]) as (port, told):
+        await warm_up(server, "codriver", port, told)
+        with pytest.raises(EngineUnavailable, match="rival gives no right answer with healthy engines: told, the conn"):
+            await warm_up(server, "rival", free_port(), told)
+
+
+def test_a_system_that_ends_in_the_middle_has_no_verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    ended.wait()
+
+    async def nothing(*_: object) -> list[Outcome]:
+        return []
+
+    monkeypatch.setattr(faults, "_system", lambda *_: nullcontext(Target("rival", 1, ended)))
+    monkeypatch.setattr(faults, "warm_up", nothing)
+    monkeypatch.setattr(faults, "ask_all", nothing)
+    with pytest.raises(EngineUnavailable, match="rival ended in the middle, with code 3"):
+        asyncio.run(faults._try_system("rival", tmp_path))
 
 
 def test_a_rival_that_is_not_there_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
