@@ -27,6 +27,7 @@ from codriver.route.link import LinkMonitor, LinkView, SteadyLink
 from codriver.route.pinned import PinnedEngine
 from codriver.route.quality import Quality
 from codriver.route.semantic import NO_ROUTES, NoRoutes, SemanticRoutes
+from codriver.route.spending import NO_SPENDING, DaySpending, NoSpending
 
 from .console import page_files
 from .console.state import console_state
@@ -150,7 +151,14 @@ async def semantic_routes(car: Vehicle) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def gateway(car: Vehicle) -> AsyncIterator[None]:
-    lineup = Lineup(car.engines, car.link, car.quality, car.metrics, breaker_config=car.config.breaker)
+    lineup = Lineup(
+        car.engines,
+        car.link,
+        car.quality,
+        car.metrics,
+        breaker_config=car.config.breaker,
+        spending=_spending(car.config),
+    )
     detector = make_detector(car.config.privacy)
     hybrid = HybridEngine(lineup, car.config.route, detector=detector, semantic=car.semantic)
     least = car.config.route.privacy
@@ -175,6 +183,11 @@ TABLE: tuple[Service[Vehicle], ...] = (
     Service("semantic routes", semantic_routes),
     Service("gateway", gateway),
 )
+
+
+def _spending(config: VehicleConfig) -> NoSpending:
+    limit_usd = config.route.budget_day_usd
+    return NO_SPENDING if limit_usd is None else DaySpending(limit_usd, config.catalogue.store().root / "spent.json")
 
 
 def _cloud_config(config: VehicleConfig) -> OpenAIConfig:

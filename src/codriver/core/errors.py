@@ -101,7 +101,13 @@ class Forbidden(RequestError):
 
 
 class RateLimited(RequestError):
+    """``retry_after_s``: when the next try may come."""
+
     code, status, retryable, openai_type = "rate_limit_exceeded", 429, True, "rate_limit_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class NotFound(RequestError):

@@ -17,6 +17,7 @@ Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 FinishReason = str  # stop | length | tool_calls | content_filter, and whatever a server invents
 Policy = Literal["auto", "vehicle-only", "cloud-only", "cloud-first", "vehicle-first"]
 Privacy = Literal["any", "redact", "local_only"]
+Priority = Literal["driver", "background"]
 Failover = Literal["resume", "restart", "declare"]
 
 
@@ -110,6 +111,7 @@ class RequestOptions(Wire, forbid_unknown_fields=True):
     gap after it. ``failover`` says what to do when an engine dies in mid-answer. ``session`` names a conversation
     whose history is kept in the vehicle; each API key has its own names. ``budget_usd`` caps what the answer may cost.
     ``privacy``: the strictest word counts, of headers, body and duplicates alike; of other duplicate members the last.
+    ``priority``: a background request gives way to the driver's when there is not room for all.
     ``entities`` are names (of people, of places) that ``redact`` hides wherever they stand.
     """
 
@@ -122,6 +124,7 @@ class RequestOptions(Wire, forbid_unknown_fields=True):
     first_token_ms: float | None = None
     inter_token_ms: float | None = None
     budget_usd: float | None = None
+    priority: Priority | None = None
     lora: list[dict[str, Any]] | None = None
     entities: list[str] | None = None
 

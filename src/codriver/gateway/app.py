@@ -26,7 +26,6 @@ from codriver.core.errors import (
     Forbidden,
     MethodNotAllowed,
     NotFound,
-    RateLimited,
     UnknownModel,
 )
 from codriver.core.messages import ChatRequest, EmbedRequest, Privacy, RequestOptions
@@ -37,6 +36,7 @@ from codriver.observe.metrics import Metrics
 from codriver.observe.spans import start_request
 
 from . import chat, completions, embeddings, messages, ollama, ollama_embed, ollama_pages, pages, responses, shapes
+from .admission import Admission
 from .auth import ApiKeys
 from .config import GatewayConfig
 from .console import NO_CONSOLE, Console, NoConsole
@@ -70,7 +70,7 @@ class Gateway:
         self._config, self._metrics, self._clock = config, metrics, clock
         self._keys = ApiKeys(config)
         self._created_s = int(clock.wall_s())
-        self._open: dict[asyncio.Task[Any], Exchange] = {}
+        self._admission = Admission(config, self._keys, clock)
         self.draining = False
         self._console: NoConsole = NO_CONSOLE
         self._routes: dict[str, dict[str, Handler]] = {
@@ -115,13 +115,13 @@ class Gateway:
     async def drain(self, seconds: float) -> None:
         """Refuse new questions, let open answers end for ``seconds``, then cut what is left with an error event."""
         self.draining = True
-        if self._open:
-            await asyncio.wait(set(self._open), timeout=seconds)
-        for task, exchange in list(self._open.items()):
+        if self._admission.open:
+            await asyncio.wait(set(self._admission.open), timeout=seconds)
+        for task, exchange in list(self._admission.open.items()):
             exchange.cut_by = EngineUnavailable("The server is stopping; the answer was cut. Send the request again.")
             task.cancel()
-        if self._open:
-            await asyncio.wait(set(self._open), timeout=1.0)
+        if self._admission.open:
+            await asyncio.wait(set(self._admission.open), timeout=1.0)
         self._console.close()
 
     # ------------------------------------------------------------ the way of a request
@@ -192,6 +192,8 @@ class Gateway:
                 options = _at_least(least, request, options)
             if isinstance(request, ChatRequest):
                 request.caller = exchange.caller
+            if options is not None and options.priority == "background":
+                self._admission.in_background(exchange)
             engine = self._engine(request.model)
             _refuse_leak(engine, options)
             if options is not None and options.session and exchange.caller:
@@ -209,19 +211,14 @@ class Gateway:
             finally:
                 timer.cancel()
         finally:
-            self._open.pop(task, None)
+            self._admission.leave(task)
 
     def _admit(self, exchange: Exchange) -> asyncio.Task[Any]:
         """Count the exchange in. Errors: :class:`Unauthorized`, :class:`EngineUnavailable`, :class:`RateLimited`."""
         exchange.caller = self._keys.check(exchange.head.authorization)
         if self.draining:
             raise EngineUnavailable("The server is stopping and takes no new requests.", retry_after_s=5.0)
-        if len(self._open) >= self._config.max_in_flight:
-            raise RateLimited(f"{len(self._open)} requests are being answered, which is the most; try again shortly.")
-        task = asyncio.current_task()
-        assert task is not None
-        self._open[task] = exchange
-        return task
+        return self._admission.enter(exchange)
 
     def _limit_s(self, options: RequestOptions | None) -> float:
         if options is None or options.deadline_ms is None:

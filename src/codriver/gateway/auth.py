@@ -48,14 +48,19 @@ class ApiKeys:
                 "gateway.key_privacy holds an entry that is not CLASS=KEY; allowed classes: any, redact, local_only.",
                 param="gateway.key_privacy",
             )
-        digest = _digest(key)
-        if digest not in self._digests:
+        caller = self.caller_of(key)
+        if caller is None:
             raise BadConfigValue(
                 f"gateway.key_privacy gives the class {word} to a key that is neither in gateway.api_keys nor in "
                 "gateway.keys_file: it would protect nothing.",
                 param="gateway.key_privacy",
             )
-        return digest.hex()[:_CALLER_DIGITS], cast("Privacy", word)
+        return caller, cast("Privacy", word)
+
+    def caller_of(self, key: str) -> str | None:
+        """What :meth:`check` gives for ``key``; ``None`` for one that may not call."""
+        digest = _digest(key)
+        return digest.hex()[:_CALLER_DIGITS] if digest in self._digests else None
 
     def check(self, authorization: bytes) -> str:
         """Who calls: hex digits of the key's digest, empty where there are no keys.

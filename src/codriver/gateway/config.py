@@ -19,6 +19,12 @@ class GatewayConfig:
     key_privacy: tuple[str, ...] = setting(
         (), "The least privacy class of a key's requests, as redact=KEY or local_only=KEY (KEY as in api_keys)."
     )
+    rate_per_minute: float = setting(
+        0.0,
+        "Requests a minute that each key may send, in bursts of ten seconds' worth; 0: as many as it likes.",
+        least=0,
+    )
+    key_rates: tuple[str, ...] = setting((), "The same for one key, as 30=KEY (KEY as in api_keys).")
     tls_cert: Path | None = setting(None, "The server's certificate (PEM, with its chain).")
     tls_key: Path | None = setting(None, "The private key of tls_cert (PEM).")
     tls_client_ca: Path | None = setting(
@@ -36,6 +42,9 @@ class GatewayConfig:
     body_timeout_s: float = setting(30.0, "How long a client may take to send its body.", least=0.01)
     idle_timeout_s: float = setting(75.0, "How long a connection may wait for its next request.", least=0.01)
     max_in_flight: int = setting(512, "The most requests answered at once; more are told to come back.", least=1)
+    background_most: int = setting(
+        2, "The most background requests (codriver.priority) answered at once; more are told to come back.", least=0
+    )
     max_connections: int = setting(4096, "The most open connections; more are closed at once.", least=1)
     drain_s: float = setting(
         20.0, "How long answers may go on after a stop was asked for, before they are cut.", least=0

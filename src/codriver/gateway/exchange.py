@@ -48,8 +48,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_receive", "_send", "allow", "arrived_s", "caller", "close", "cut_by", "engine", "head", "method",
-        "outcome", "path", "refusal", "route", "span", "status", "streaming", "told", "usage",
+        "_receive", "_send", "allow", "arrived_s", "background", "caller", "close", "cut_by", "engine", "head",
+        "method", "outcome", "path", "refusal", "route", "span", "status", "streaming", "told", "usage",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, arrived_s: float) -> None:
@@ -61,6 +61,7 @@ class Exchange:
         self.head = Head(scope["headers"])
         self.allow = b""
         self.caller = ""
+        self.background = False
         self.close = False
         self.cut_by: CodriverError | None = None
         self.span: RequestSpan = NO_REQUEST_SPAN
@@ -151,9 +152,7 @@ def _too_large(limit_bytes: int) -> BodyTooLarge:
 def _hints(error: CodriverError, exchange: Exchange) -> Headers:
     """Headers that tell a client what to do next."""
     headers: Headers = []
-    wait_s = error.retry_after_s if isinstance(error, EngineError) else None
-    if wait_s is None and isinstance(error, RateLimited):
-        wait_s = 1.0
+    wait_s = error.retry_after_s if isinstance(error, (EngineError, RateLimited)) else None
     if wait_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait_s))))
     if error.status == 401:

@@ -14,7 +14,7 @@ from codriver.core.messages import RequestOptions
 from codriver.core.parsing import allowed_values
 from codriver.core.privacy import strictest, strictness
 
-_NAMES = ("policy", "engine", "privacy", "failover", "session")
+_NAMES = ("policy", "engine", "privacy", "failover", "session", "priority")
 _NUMBERS = ("deadline-ms", "first-token-ms", "inter-token-ms", "budget-usd")
 _PRIVACY = "x-codriver-privacy"
 _UNKNOWN_WORD = 1.5
@@ -61,6 +61,11 @@ class Head:
         known = strictness(self.options.get(name)) if name == _PRIVACY else 0
         if not known or known < (strictness(text) if strictness(text) >= 0 else _UNKNOWN_WORD):
             self.options[name] = text
+
+    @property
+    def background(self) -> bool:
+        """True when a header says so already, before the body is read."""
+        return self.options.get("x-codriver-priority") == "background"
 
     def request_options(self, body: RequestOptions | None) -> RequestOptions | None:
         """The headers' options under the body's, which count where both set one; but of privacy classes the

@@ -27,6 +27,9 @@ class RouteConfig:
     link_aware: bool = setting(True, "Use the link estimate: off, the router knows the link only by its time-outs.")
     stall_grace_s: float = setting(0.7, "Time a running cloud answer may stay silent once the link is down.", least=0.0)
     budget_usd: float | None = setting(None, "Most that one answer may cost, in US dollars.", least=0.0)
+    budget_day_usd: float | None = setting(
+        None, "Most that all answers of a day (UTC) may cost; then only engines that cost nothing answer.", least=0.0
+    )
     sessions: int = setting(256, "Conversations kept in the vehicle; the least recently used goes first.", least=0)
     session_messages: int = setting(64, "Messages kept per conversation.", least=2)
     calibration: Path | None = setting(None, "File with this vehicle's own quality calibration.")

@@ -65,7 +65,7 @@ class Decider:
         return AttemptPlan(
             attempts=tuple(attempts),
             deadline_s=limit_s,
-            budget_usd=math.inf if budget_usd is None else max(0.0, budget_usd),
+            budget_usd=min(math.inf if budget_usd is None else max(0.0, budget_usd), self._lineup.spending.left_usd()),
             privacy=privacy,
             policy=ask.policy,
             link=self._lineup.link.state,

@@ -422,6 +422,7 @@ class Run:
         )
         cost_usd = price.cost_usd(*tokens)
         self._spent_usd += cost_usd
+        self._lineup.spending.spend(cost_usd)
         self._lineup.metrics.cost(name, cost_usd)
 
     def _verdict(self) -> CodriverError:

@@ -15,6 +15,7 @@ from .config import BreakerConfig
 from .link import LinkView, SteadyLink
 from .quality import Quality
 from .redact import NO_VEIL, NoVeil
+from .spending import NO_SPENDING, NoSpending
 
 
 @dataclass(slots=True)
@@ -47,6 +48,7 @@ class Lineup:
     metrics: Metrics | NoMetrics = field(default_factory=NoMetrics)
     clock: Clock = SYSTEM_CLOCK
     breaker_config: BreakerConfig = field(default_factory=BreakerConfig)
+    spending: NoSpending = NO_SPENDING
     breakers: dict[str, Breaker] = field(init=False)
     paces: dict[str, Pace] = field(init=False)
     veil: NoVeil = field(init=False, default=NO_VEIL)
