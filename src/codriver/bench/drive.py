@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from codriver.catalogue import Catalogue, Store, pull
-from codriver.core.errors import CodriverError
+from codriver.core.errors import CodriverError, MissingExtra, MissingFile
 
 from .datasets import Outcome
 from .drive_inputs import CLOUD_TIMES, LIVE_ENTRIES, Inputs, data_folder, drive_items
@@ -23,7 +23,16 @@ from .drive_outcomes import Figure, PolicyRun, Summary, summarise
 from .drive_replay import Pair, Replayed, cloud_timing, drive_pair, pairs
 from .drive_result import DriveResult, Signal, live_notes, machine_told, replay_notes
 from .drive_settings import DriveSettings, window
-from .replay_router import FoldRouter, accuracy, by_category, by_chance, by_oracle, cross_fit, escalated
+from .replay_router import (
+    FoldRouter,
+    accuracy,
+    by_category,
+    by_chance,
+    by_oracle,
+    cross_fit,
+    cross_fit_learned,
+    escalated,
+)
 from .rows import Report, Row
 
 _RESAMPLES = 1000
@@ -79,7 +88,7 @@ def replay(
     routed: list[tuple[Pair, list[FoldRouter]]] = []
     for pair in recorded:
         watch.said(f"fitting the router on {len(pair.outcomes)} outcomes ({pair.models}), five folds")
-        routed.append((pair, cross_fit(pair.outcomes)))
+        routed.append((pair, _routers(pair, watch, result.notes)))
         result.notes.append(f"{pair.name}: {pair.models}; {len(pair.outcomes)} requests.")
     for name in settings.traces:
         given = Replayed(windows[name], timing, settings)
@@ -87,6 +96,17 @@ def replay(
             driven = [drive_pair_told(policy, pair, routers, given, watch) for policy in settings.policies]
             _add_cases(result, driven, (pair, escalated(pair.outcomes, routers, given.call_budget)))
     return result
+
+
+def _routers(pair: Pair, watch: Watch, notes: list[str]) -> list[FoldRouter]:
+    """By the quality model; where its parts are missing, by the words of a request alone, and the notes say so."""
+    try:
+        from .outcome_sets import cached_embeddings
+
+        return cross_fit_learned(pair.outcomes, cached_embeddings(watch.said))
+    except (ImportError, MissingExtra, MissingFile) as error:
+        notes.append(f"{pair.name}: the router knew words only, without sentence embeddings. {error}")
+        return cross_fit(pair.outcomes)
 
 
 def drive_pair_told(policy: str, pair: Pair, routers: Sequence[FoldRouter], given: Replayed, watch: Watch) -> PolicyRun:

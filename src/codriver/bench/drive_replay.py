@@ -35,8 +35,9 @@ from . import datasets
 from .datasets import Outcome
 from .drive_outcomes import Fate, PolicyRun
 from .drive_settings import DriveSettings, Window
+from .folds import FOLDS
 from .replay_link import FarEngine, VirtualLink
-from .replay_router import FOLDS, FoldRouter, fold_of, request_for
+from .replay_router import FoldRouter, fold_of, request_for
 
 # llama.cpp by its wheel, SmolLM2-135M Q4_1, two cores: 404 prompt and 88 answer tokens a second.
 VEHICLE_TIMING = FixedTiming(ttft_ms=40.0, per_token_ms=1e3 / 88, per_prompt_token_ms=1e3 / 404, spread=0.2)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import re
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +26,11 @@ from codriver.route.reading import Reading, read_text
 
 from . import datasets
 from .datasets import Outcome
+from .folds import FOLDS, group_of
 
 EMBEDDER = "all-minilm-l6-v2-int8"
 TOKENIZER = "all-minilm-l6-v2-tokenizer"
-FOLDS = 5
 _BATCH = 256
-_OPTIONS = re.compile(r"\n\s*\(?A[.)] ")
 Floats = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Floats]
 
@@ -82,12 +79,6 @@ def outcome_sets(folder: Path, most: int | None = None) -> tuple[OutcomeSet, ...
         OutcomeSet("mmlu-pro", "phi-3-mini-4k-instruct", "gemini-1.5-pro", datasets.mmlu_pro(routing)),
     )
     return tuple(one.part(most) for one in found)
-
-
-def group_of(prompt: str) -> int:
-    """Equal for equal questions, whatever their options, case and spaces."""
-    stem = _OPTIONS.split(prompt, maxsplit=1)[0]
-    return zlib.crc32(" ".join(stem.lower().split()).encode())
 
 
 def examples_of(sets: Sequence[OutcomeSet], embed: Embed) -> Examples:

@@ -1,24 +1,27 @@
 """The router's knowledge in a replay: who gains from the cloud, learned so that no request is judged by what saw it.
 
-Five folds by prompt (equal prompts share one). For each fold the gain model (``route/gain.py``) is fitted on the other
-four, and the price of a call set so that the wanted share of those would be called. Beside it stand three yardsticks at
-the same number of calls: chance, the mean of the question's category, and an oracle that knows both outcomes.
+Five folds by question (equal ones share one, whatever their options). For each fold the quality model, or where no
+embedder is here the gain model (``route/gain.py``), is fitted on the other four, and the price of a call set so that
+the wanted share of those would be called. Beside it stand three yardsticks at the same number of calls: chance, the
+mean of the question's category, and an oracle that knows both outcomes.
 """
 
 from __future__ import annotations
 
 import random
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from codriver.core.messages import ChatRequest, Message
 from codriver.route.gain import fit_gain
 from codriver.route.quality import Calibration, Features, Fit, Quality, request_features
 
 from .datasets import Outcome
+from .folds import FOLDS, group_of
 
-FOLDS = 5
+if TYPE_CHECKING:
+    from .outcome_sets import Embed
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class FoldRouter:
 
 
 def fold_of(outcome: Outcome) -> int:
-    return zlib.crc32(outcome.prompt.encode()) % FOLDS
+    return group_of(outcome.prompt) % FOLDS
 
 
 def features_of(outcome: Outcome) -> Features:
@@ -65,6 +68,38 @@ def cross_fit(outcomes: Sequence[Outcome], engine: str = "vehicle") -> list[Fold
     return routers
 
 
+class ForeseenQuality(Quality):
+    """Priors that were worked out beforehand, by the name that a request carries as its ``user``."""
+
+    def __init__(self, priors: Mapping[str, float]) -> None:
+        super().__init__()
+        self._priors = priors
+
+    def features(self, request: ChatRequest) -> Features:
+        return {0: self._priors[request.user or ""]}
+
+    def prior(self, engine: str, features: Features) -> float:
+        return features[0]
+
+
+def cross_fit_learned(outcomes: Sequence[Outcome], embed: Embed) -> list[FoldRouter]:
+    """As :func:`cross_fit`, by the quality model that a vehicle ships with. A prior of 0.5 means no gain.
+
+    Errors: those of ``fit_model``.
+    """
+    from .outcome_sets import OutcomeSet, examples_of
+    from .route_systems import cross_fit as fitted
+
+    both = OutcomeSet("replay", "weak", "strong", tuple(outcomes))
+    gains = fitted(both, examples_of([both], embed)).scores.tolist()
+    priors = {outcome.id: (1.0 - gain) / 2 for outcome, gain in zip(outcomes, gains, strict=True)}
+    quality, folds = ForeseenQuality(priors), [fold_of(outcome) for outcome in outcomes]
+    return [
+        FoldRouter(quality, tuple(sorted(priors[o.id] for o, its in zip(outcomes, folds, strict=True) if its != fold)))
+        for fold in range(FOLDS)
+    ]
+
+
 def escalated(
     outcomes: Sequence[Outcome], routers: Sequence[FoldRouter], calls: float, engine: str = "vehicle"
 ) -> list[bool]:
@@ -72,7 +107,7 @@ def escalated(
     limits = [router.skip_below(calls) for router in routers]
     folds = [fold_of(outcome) for outcome in outcomes]
     return [
-        routers[fold].quality.prior(engine, features_of(outcome)) < limits[fold]
+        routers[fold].quality.prior(engine, routers[fold].quality.features(request_for(outcome))) < limits[fold]
         for outcome, fold in zip(outcomes, folds, strict=True)
     ]
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from codriver.route.evaluate import Ranking, brier, calibration_error
 from codriver.route.fit import Examples, fit_model
 
-from .outcome_sets import FOLDS, OutcomeSet
+from .folds import FOLDS
+from .outcome_sets import OutcomeSet
 
 Floats = NDArray[np.float64]
 NEIGHBOURS = 100

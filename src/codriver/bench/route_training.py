@@ -19,7 +19,8 @@ from codriver.route.outcome_model import OutcomeModel
 from codriver.route.reading import read_text
 
 from .drive_inputs import data_folder
-from .outcome_sets import EMBEDDER, Embed, cached_embeddings, examples_of, group_of, outcome_sets
+from .folds import group_of
+from .outcome_sets import EMBEDDER, Embed, cached_embeddings, examples_of, outcome_sets
 from .route_systems import category_mean, cross_fit, fit_figures, ranking
 
 Told = Callable[[str], None]

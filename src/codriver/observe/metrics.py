@@ -8,10 +8,11 @@ closed sets (routes of the table, engine ids, error codes), never from a request
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from .tally import Counts, Timings
 
 MAX_ENGINES = 64
 MAX_ROUTES = 128
@@ -19,8 +20,6 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _LINK_STATES = ("up", "degraded", "down")
 _BREAKER_STATES = ("closed", "open", "half_open")
-
-C = TypeVar("C", Counter, Gauge, Histogram)
 
 
 class Metrics:
@@ -30,7 +29,6 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=True)
         self._engines: set[str] = set()
         self._breaker_states: dict[str, str] = {}
-        self._children: dict[tuple[object, ...], object] = {}
         self._define_requests()
         self._define_attempts()
         self._define_states()
@@ -71,36 +69,36 @@ class Metrics:
 
     def request_ended(self, route: str, status: int, seconds: float) -> None:
         """``route`` is the pattern of the route table, not the path as asked."""
-        self._child(self._requests, route, str(status)).inc()
-        self._child(self._request_s, route).observe(seconds)
+        self._requests.add(route, str(status))
+        self._request_s.add(route, seconds)
 
     def attempt_ended(self, engine: str, outcome: str, seconds: float, ttft_s: float | None) -> None:
         """``outcome`` is ``ok`` or an error code; ``ttft_s`` is None where no token came."""
         engine = self._bounded(engine)
-        self._child(self._attempts, engine, outcome).inc()
-        self._child(self._attempt_s, engine).observe(seconds)
+        self._attempts.add(engine, outcome)
+        self._attempt_s.add(engine, seconds)
         if ttft_s is not None:
-            self._child(self._first_s, engine).observe(ttft_s)
+            self._first_s.add(engine, ttft_s)
 
     def tokens(self, engine: str, prompt: int, completion: int) -> None:
         engine = self._bounded(engine)
-        self._child(self._tokens, engine, "input").inc(prompt)
-        self._child(self._tokens, engine, "output").inc(completion)
+        self._tokens.add(engine, "input", by=prompt)
+        self._tokens.add(engine, "output", by=completion)
 
     def cost(self, engine: str, usd: float) -> None:
-        self._child(self._cost, self._bounded(engine)).inc(usd)
+        self._cost.add(self._bounded(engine), by=usd)
 
     def failover(self, from_engine: str, to_engine: str, policy: str) -> None:
-        self._child(self._failovers, self._bounded(from_engine), self._bounded(to_engine), policy).inc()
+        self._failovers.add(self._bounded(from_engine), self._bounded(to_engine), policy)
 
     def escalated(self, reason: str) -> None:
         """``reason`` is a word of a closed set, for example ``low_confidence`` or ``schema``."""
-        self._child(self._escalations, reason).inc()
+        self._escalations.add(reason)
 
     def link(self, state: str, rtt_s: float | None, throughput_bps: float | None) -> None:
         """The link as the router sees it; ``state`` is up, degraded or down. None leaves a figure as it was."""
         for known in _LINK_STATES:
-            self._child(self._link_state, known).set(known == state)
+            self._link_state.labels(known).set(known == state)
         if rtt_s is not None:
             self._link_rtt.set(rtt_s)
         if throughput_bps is not None:
@@ -113,7 +111,7 @@ class Metrics:
         self._breaker_states[engine] = state
         engine, state = self._bounded(engine), state.replace("-", "_")
         for known in _BREAKER_STATES:
-            self._child(self._breaker, engine, known).set(known == state)
+            self._breaker.labels(engine, known).set(known == state)
 
     def semantic_route(self, route: str) -> None:
         """``route`` is a name of the routes file, ``none`` where no route was sure, ``failed`` where none was sought.
@@ -124,11 +122,11 @@ class Metrics:
                 route = "other"
             else:
                 self._semantic_names.add(route)
-        self._child(self._semantic, route).inc()
+        self._semantic.add(route)
 
     def semantic_cache(self, outcome: str) -> None:
         """``outcome`` is hit, miss or kept."""
-        self._child(self._cached, outcome).inc()
+        self._cached.add(outcome)
 
     def in_flight(self, change: int) -> None:
         """+1 when a request arrives, -1 when it is answered."""
@@ -153,22 +151,18 @@ class Metrics:
         self._engines.add(engine)
         return engine
 
-    def _child(self, metric: C, *labels: str) -> C:
-        # labels() takes a lock and builds strings; a look-up here costs a third of that.
-        key = (metric, *labels)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(*labels)
-        return child  # type: ignore[return-value]
-
-    def _counter(self, name: str, text: str, labels: str) -> Counter:
-        return Counter(name, text, labels.split(), registry=self.registry)
+    def _counter(self, name: str, text: str, labels: str) -> Counts:
+        made = Counts(name, text, labels)
+        self.registry.register(made)
+        return made
 
     def _gauge(self, name: str, text: str, labels: str) -> Gauge:
         return Gauge(name, text, labels.split(), registry=self.registry)
 
-    def _histogram(self, name: str, text: str, labels: str) -> Histogram:
-        return Histogram(name, text, labels.split(), buckets=_SECONDS, registry=self.registry)
+    def _histogram(self, name: str, text: str, label: str) -> Timings:
+        made = Timings(name, text, label, _SECONDS)
+        self.registry.register(made)
+        return made
 
 
 def _nothing(*_: object) -> None:

@@ -85,7 +85,9 @@ class Decider:
                 fit.append(name)
             else:
                 refusals.append(reason)
-        return sorted(fit, key=lambda name: (not self._has_room(ask, name), -self._utility(ask, name))), refusals
+        if len(fit) > 1:
+            fit.sort(key=lambda name: (not self._has_room(ask, name), -self._utility(ask, name)))
+        return fit, refusals
 
     def _utility(self, ask: Ask, name: str) -> float:
         """What orders the engines of a locality; equal, which keeps the configured order, where nothing was read."""

@@ -91,12 +91,16 @@ class Run:
     async def chunks(self) -> AsyncGenerator[ChatChunk, None]:
         """The answer. Raises a :class:`CodriverError` when there is none, or when it was cut and could not go on."""
         try:
-            await self._link_up()
+            if self._plan.policy == "cloud-only":
+                await self._link_up()
             while (live := self._next()) is not None:
                 try:
-                    async with aclosing(self._shaped(live)) as stream:
+                    stream = self._shaped(live)
+                    try:
                         async for chunk in stream:
                             yield chunk
+                    finally:
+                        await stream.aclose()
                     return
                 except Rejected as rejection:
                     await self._hold(live, rejection)
@@ -117,8 +121,6 @@ class Run:
 
         Raises :class:`LinkDown` when it stays down for the whole deadline.
         """
-        if self._plan.policy != "cloud-only":
-            return
         while self._lineup.link_down(self._plan.attempts[0].engine):
             if self._deadline.expired():
                 raise LinkDown("The link to the cloud was down until the deadline; the cloud was not tried.")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from codriver.bench.datasets import Outcome
-from codriver.bench.outcome_sets import FOLDS, EmbeddingCache, OutcomeSet, examples_of, group_of
+from codriver.bench.folds import FOLDS, group_of
+from codriver.bench.outcome_sets import EmbeddingCache, OutcomeSet, examples_of
 from codriver.bench.route import decision_times, judge_set
 from codriver.bench.route_systems import category_mean, cross_fit, nearest, ranking, within_folds
 from codriver.bench.route_training import own_examples, read_outcomes, train_from
