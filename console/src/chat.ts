@@ -4,6 +4,8 @@ import { byId, el, ms } from "./dom";
 import { Refused, events, headers, refusal } from "./server";
 import type { State, Told } from "./types";
 
+// Small models sometimes find no end.
+const MOST_TOKENS = 512;
 const POLICIES = ["auto", "vehicle-only", "vehicle-first", "cloud-first", "cloud-only"];
 
 interface Message {
@@ -12,7 +14,7 @@ interface Message {
 }
 
 interface Chunk {
-  choices?: { delta?: { content?: string | null } }[];
+  choices?: { delta?: { content?: string | null }; finish_reason?: string | null }[];
   codriver?: Told & { restart?: boolean };
   error?: { message?: string };
 }
@@ -56,7 +58,7 @@ export class Chat {
       select.replaceChildren(...names.map((name) => el("option", {}, name)));
     }
     this.routed = state.kind === "vehicle";
-    byId("policy-label").hidden = byId("local-label").hidden = !this.routed;
+    byId("policy-label").hidden = byId("privacy-label").hidden = !this.routed;
   }
 
   private forget(): void {
@@ -102,7 +104,7 @@ export class Chat {
     const response = await fetch("../v1/chat/completions", {
       method: "POST",
       headers: { ...headers(), "content-type": "application/json" },
-      body: JSON.stringify({ model: byId<HTMLSelectElement>("model").value, messages, stream: true, ...this.options() }),
+      body: JSON.stringify({ model: byId<HTMLSelectElement>("model").value, messages, stream: true, max_tokens: MOST_TOKENS, ...this.options() }),
       signal,
     });
     if (!response.ok) throw await refusal(response);
@@ -110,6 +112,7 @@ export class Chat {
     let first_ms: number | undefined;
     let told: Told = { engine: response.headers.get("x-codriver-engine") ?? "" };
     let whole = false;
+    let full = false;
     for await (const data of events(response)) {
       if (data === "[DONE]") {
         whole = true;
@@ -119,6 +122,7 @@ export class Chat {
       if (chunk.error) throw new Error(`The answer was cut: ${chunk.error.message ?? "no reason was given"}`);
       if (chunk.codriver?.restart) text = "";
       else if (chunk.codriver?.engine) told = chunk.codriver;
+      if (chunk.choices?.[0]?.finish_reason === "length") full = true;
       const piece = chunk.choices?.[0]?.delta?.content ?? "";
       if (piece) {
         first_ms ??= performance.now() - began;
@@ -130,13 +134,14 @@ export class Chat {
     }
     if (!whole) throw new Error("The answer was cut: the connection ended before the answer did.");
     this.sign(foot, told, first_ms, response.headers.get("x-request-id") ?? "");
+    if (full) foot.prepend(`stopped after ${MOST_TOKENS} tokens · `);
     return text;
   }
 
   private options(): object {
     if (!this.routed) return {};
-    const local = byId<HTMLInputElement>("local").checked;
-    return { codriver: { policy: byId<HTMLSelectElement>("policy").value, ...(local ? { privacy: "local_only" } : {}) } };
+    const privacy = byId<HTMLSelectElement>("privacy").value;
+    return { codriver: { policy: byId<HTMLSelectElement>("policy").value, ...(privacy === "any" ? {} : { privacy }) } };
   }
 
   /** Who answered, how fast, and the way to the attempts. */

@@ -36,7 +36,7 @@ export function ms(value: number | undefined): string {
 
 export function usd(value: number): string {
   if (value === 0) return "$0";
-  return value < 0.01 ? `$${value.toFixed(6)}` : `$${value.toFixed(4)}`;
+  return value < 0.01 ? `$${value.toFixed(6)}` : `$${value.toFixed(2)}`;
 }
 
 export function clock(at_s: number): string {

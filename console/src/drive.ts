@@ -8,9 +8,10 @@ import { waterfall } from "./waterfall";
 const KEPT = 200;
 const LOOKS = 300;
 
-/** From the request's arrival to the first token that its answer began with. */
+/** From the request's arrival to the first token that the client saw: a failover's answer began on the engine that died. */
 export function firstToken(request: Ended): number | undefined {
-  const answered = request.told?.attempts?.find((a) => a.outcome === "answered");
+  const began = request.told?.failovers?.[0]?.from;
+  const answered = request.told?.attempts?.find((a) => (began ? a.engine === began : a.outcome === "answered") && a.ttft_ms !== undefined);
   return answered?.ttft_ms === undefined ? undefined : answered.started_ms + answered.ttft_ms;
 }
 
@@ -124,7 +125,7 @@ export class Drive {
         .map(([name, count]): [string, string] => [`By ${name}`, String(count)]),
       ["Not answered", String(this.requests.length - done.length)],
       ["Failovers", String(failovers)],
-      ["First token, median", ms(median(first))],
+      ["Median first token", ms(median(first))],
       ["Cost", usd(this.requests.reduce((sum, request) => sum + (request.cost_usd ?? 0), 0))],
     ];
     byId("figures").replaceChildren(...figures.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));

@@ -1,10 +1,11 @@
 /** What this process is made of: its engines and its settings, read-only. */
 
 import { byId, el, usd } from "./dom";
-import type { EngineInfo, Setting, State } from "./types";
+import type { EngineInfo, Route, Setting, State } from "./types";
 
 const TITLES: Record<string, string> = {
   route: "Routing policy",
+  privacy: "Privacy",
   link: "Link",
   breaker: "Circuit breaker",
   engine: "Engine on board",
@@ -57,12 +58,32 @@ function table(section: string, settings: Setting[], open: boolean): HTMLElement
   return box;
 }
 
+/** Semantic routes: the name, what each sets, and how many examples it knows. */
+function routes(known: Route[]): HTMLElement {
+  const rows = known.map(({ name, examples, ...members }) => {
+    const sets = Object.entries(members).map(([key, value]) => (value === true ? key : `${key.replace(/_/g, " ")} ${shown(value)}`));
+    return el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "value" }, `${examples} examples`), el("td", { class: "dim" }, sets.join(" · ")));
+  });
+  const head = el("tr", {}, el("th", { scope: "col" }, "Route"), el("th", { scope: "col" }, "Examples"), el("th", { scope: "col" }, "What it sets"));
+  return el(
+    "details",
+    { "data-section": "routes" },
+    el("summary", {}, "Semantic routes", el("span", { class: "dim" }, ` ${known.length}`)),
+    el("table", {}, el("thead", { class: "unseen" }, head), el("tbody", {}, ...rows)),
+  );
+}
+
 export function showSetup(state: State): void {
   byId("engines").replaceChildren(...state.engines.map(card));
   const box = byId("settings");
-  const told = JSON.stringify(state.settings);
+  const told = JSON.stringify([state.settings, state.routes]);
   if (box.dataset["told"] === told) return;
   box.dataset["told"] = told;
   const sections = Map.groupBy(state.settings, (one) => one.key.split(".")[0] ?? "");
-  box.replaceChildren(...[...sections].map(([name, settings]) => table(name, settings, name === "route")));
+  const names = Object.keys(TITLES).filter((name) => sections.has(name));
+  const wide = window.matchMedia("(min-width: 561px)").matches;
+  box.replaceChildren(
+    ...(state.routes.length ? [routes(state.routes)] : []),
+    ...names.map((name) => table(name, sections.get(name) ?? [], name === "route" && wide)),
+  );
 }

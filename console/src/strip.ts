@@ -49,12 +49,16 @@ export function strip(looks: Look[], requests: Ended[], lanes: Lane[], span_s: n
     drawn.append(svg("rect", { class: `state ${part.state}`, x: x(part.from_s), y: 0, width: wide, height: LINK_H }));
     drawn.append(svg("rect", { class: `edge ${part.state}`, x: x(part.from_s), y: 0, width: wide, height: 4 }));
   }
-  const seen = looks.filter((look) => look.at_s >= begin_s && look.rtt_ms !== undefined && look.state !== "down");
-  const most_ms = Math.max(100, ...seen.map((look) => look.rtt_ms ?? 0));
+  const seen = looks.filter((look) => look.at_s >= begin_s);
+  const most_ms = Math.max(100, ...seen.map((look) => (look.state === "down" ? 0 : (look.rtt_ms ?? 0))));
   let path = "";
   let last_s = -Infinity;
   for (const look of seen) {
-    const y = LINK_H - 2 - ((LINK_H - 10) * (look.rtt_ms ?? 0)) / most_ms;
+    if (look.state === "down" || look.rtt_ms === undefined) {
+      last_s = -Infinity; // a dead link has no round trip, and no line across it
+      continue;
+    }
+    const y = LINK_H - 2 - ((LINK_H - 10) * look.rtt_ms) / most_ms;
     path += `${look.at_s - last_s > GAP_S ? "M" : "L"}${x(look.at_s).toFixed(1)} ${y.toFixed(1)}`;
     last_s = look.at_s;
   }

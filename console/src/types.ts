@@ -23,6 +23,8 @@ export interface Told {
   engine?: string;
   locality?: string;
   link?: string;
+  privacy?: string;
+  semantic?: { route?: string };
   confidence?: number;
   attempts?: Attempt[];
   failovers?: Failover[];
@@ -75,10 +77,18 @@ export interface Setting {
   sentence: string;
 }
 
+/** A semantic route: what it sets, without its examples. */
+export interface Route {
+  name: string;
+  examples: number;
+  [member: string]: unknown;
+}
+
 export interface State {
   version: string;
   kind: "vehicle" | "cloud";
   models: string[];
   engines: EngineInfo[];
+  routes: Route[];
   settings: Setting[];
 }

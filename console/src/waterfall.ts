@@ -54,7 +54,8 @@ export function waterfall(request: Ended, engines: EngineInfo[]): HTMLElement {
     }
     box.append(list, el("p", { class: "axis dim", "aria-hidden": "true" }, el("span", {}, "0"), el("span", {}, ms(total_ms / 2)), el("span", {}, ms(total_ms))));
   } else {
-    box.append(el("p", { class: "dim" }, request.code ? "It was refused before an engine was tried." : "Answered by one engine, without routing."));
+    const how = request.told?.engine === "cache" ? "Answered from the semantic cache." : "Answered by one engine, without routing.";
+    box.append(el("p", { class: "dim" }, request.code ? "It was refused before an engine was tried." : how));
   }
   for (const failover of request.told?.failovers ?? []) {
     box.append(
@@ -64,6 +65,8 @@ export function waterfall(request: Ended, engines: EngineInfo[]): HTMLElement {
   const facts: [string, string][] = [["Request", request.id], ["Route", request.route], ["Status", String(request.status)]];
   if (request.code) facts.push(["Error", request.code]);
   if (request.told?.link) facts.push(["Link", request.told.link]);
+  if (request.told?.privacy) facts.push(["Privacy", words(request.told.privacy)]);
+  if (request.told?.semantic?.route) facts.push(["Meaning", request.told.semantic.route]);
   if (request.prompt_tokens || request.completion_tokens) {
     facts.push(["Tokens", `${request.prompt_tokens ?? 0} read, ${request.completion_tokens ?? 0} written`]);
   }

@@ -165,7 +165,7 @@ async def gateway(car: Vehicle) -> AsyncIterator[None]:
     car.models = {"codriver": hybrid, **{name: PinnedEngine(hybrid, lineup, name, least) for name in car.engines}}
     app = Gateway(car.models, "codriver", car.config.gateway, car.metrics)
     if car.config.gateway.console:
-        state = partial(console_state, "vehicle", car.config, car.models, lineup)
+        state = partial(console_state, "vehicle", car.config, car.models, lineup, car.semantic)
         app.show(Console(car.journal, page_files(), car.engines, state))
     car.listening = await serve(app, car.config.gateway)
     try:

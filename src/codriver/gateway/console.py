@@ -116,7 +116,7 @@ class Console(NoConsole):
         """An extension that names engines which nobody here has came from a server upstream: it is not kept."""
         if told is None or any(attempt.engine not in self._engines for attempt in told.attempts):
             return None
-        return told if not told.engine or told.engine in self._engines else None
+        return told if told.engine in ("", "cache") or told.engine in self._engines else None
 
     async def _file(self, exchange: Exchange, *, name: str) -> None:
         body, headers = self._files[name]

@@ -50,12 +50,18 @@ class FailoverTold(msgspec.Struct, frozen=True, omit_defaults=True):
     at_chars: int = 0
 
 
+class SemanticTold(msgspec.Struct, frozen=True, omit_defaults=True):
+    route: Word | None = None
+
+
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is kept of the ``codriver`` extension; a member that is not here is dropped."""
 
     engine: Word = ""
     locality: Word = ""
     link: Word = ""
+    privacy: Word = ""
+    semantic: SemanticTold | None = None
     confidence: float | None = None
     attempts: Annotated[tuple[AttemptTold, ...], msgspec.Meta(max_length=32)] = ()
     failovers: Annotated[tuple[FailoverTold, ...], msgspec.Meta(max_length=32)] = ()

@@ -309,7 +309,9 @@ class Run:
     def _told(self, verdict: CodriverError) -> CodriverError:
         verdict.told = {
             "link": self._lineup.link.state,
+            "privacy": self._plan.privacy,
             "attempts": [record.as_dict() for record in self.records],
+            **self.told,
             "failovers": self._shaper.failovers,
         }
         return verdict

@@ -69,6 +69,10 @@ class NoRoutes:
     async def rule(self, request: ChatRequest, deadline: Deadline) -> tuple[ChatRequest, Ruling]:
         return request, NO_RULING
 
+    def shown(self) -> list[dict[str, object]]:
+        """The routes for those who watch, without their examples."""
+        return []
+
     async def aclose(self) -> None: ...
 
 
@@ -151,6 +155,14 @@ class SemanticRoutes(NoRoutes):
     def _abstained(self, score: float | None) -> Ruling:
         self._metrics.semantic_route("none")
         return Ruling(_told(None, score=None if score is None else round(score, 4)))
+
+    def shown(self) -> list[dict[str, object]]:
+        shown = []
+        for name, rule in self._rules.route.items():
+            members: dict[str, object] = msgspec.to_builtins(rule)
+            members["examples"] = len(rule.examples)
+            shown.append({"name": name, **{key: value for key, value in members.items() if value not in (None, False)}})
+        return shown
 
     # ------------------------------------------------------------ reading
 

@@ -16,6 +16,7 @@ from codriver.apps.settings import CloudAccess, CloudConfig, OnBoard, VehicleCon
 from codriver.core.config import describe
 from codriver.engines.null import Null
 from codriver.gateway.config import GatewayConfig
+from codriver.privacy.config import PrivacyConfig
 from codriver.route.config import RouteConfig
 from codriver.route.lineup import Lineup
 
@@ -44,7 +45,13 @@ def test_the_built_page_is_small_whole_and_loads_nothing_from_elsewhere() -> Non
 
 def test_settings_are_shown_without_secrets() -> None:
     config = VehicleConfig(
-        gateway=GatewayConfig(api_keys=("hush",), keys_file=Path("/home/hush/keys"), tls_key=Path("/home/hush/tls")),
+        privacy=PrivacyConfig(names=("Hush",), names_file=Path("/home/hush/names")),
+        gateway=GatewayConfig(
+            api_keys=("hush",),
+            key_privacy=("redact=hush",),
+            keys_file=Path("/home/hush/keys"),
+            tls_key=Path("/home/hush/tls"),
+        ),
         cloud=CloudAccess(url="https://hush:hush@cloud.example:8001/v1?key=hush", api_key_env="HUSH"),
         engine=OnBoard(model="/home/hush/model.gguf", prefix_file=Path("/home/hush/p.json")),
         route=RouteConfig(calibration=Path("/home/hush/mine.json")),
@@ -60,7 +67,7 @@ def test_settings_are_shown_without_secrets() -> None:
 def test_no_setting_that_could_hold_a_secret_is_shown() -> None:
     shown = {one["key"] for config in (VehicleConfig(), CloudConfig()) for one in shown_settings(config)}
     every = {one.key for config in (VehicleConfig, CloudConfig) for one in describe(config)}
-    risky = {key for key in every if re.search(r"_key|keys|tls|secret|password|_env|file", key)}
+    risky = {key for key in every if re.search(r"_key|keys|key_|names|tls|secret|password|_env|file", key)}
     assert risky
     assert shown & risky == set()
 

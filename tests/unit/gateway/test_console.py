@@ -141,6 +141,8 @@ async def test_what_became_of_a_request_without_its_text() -> None:
         "engine": "scripted",
         "locality": "vehicle",
         "link": "up",
+        "privacy": "any",
+        "semantic": {"route": "climate", "score": 0.9, "text": SECRET},
         "confidence": 0.75,
         "attempts": [
             {"engine": "scripted", "why": "w", "started_ms": 0.5, "took_ms": 9.0, "outcome": "answered", "ttft_ms": 3.0}
@@ -163,6 +165,7 @@ async def test_what_became_of_a_request_without_its_text() -> None:
     assert kept["attempts"] == told["attempts"]
     assert kept["failovers"] == told["failovers"]
     assert (kept["engine"], kept["confidence"]) == ("scripted", 0.75)
+    assert (kept["privacy"], kept["semantic"]) == ("any", {"route": "climate"})
     assert SECRET not in json.dumps(events)
 
 

@@ -102,6 +102,18 @@ def car(tmp_path: Path) -> Car:
     return Car(tmp_path)
 
 
+async def test_routes_are_shown_to_those_who_watch_without_their_examples(car: Car) -> None:
+    await car.start()
+    phone, climate = (next(one for one in car.routes.shown() if one["name"] == name) for name in ("phone", "climate"))
+    assert phone == {"name": "phone", "examples": 3, "privacy": "local_only", "personal": True}
+    assert (climate["policy"], climate["deadline_ms"], climate["tools"]) == (
+        "vehicle-first",
+        4000,
+        ("set_temperature",),
+    )
+    await car.routes.aclose()
+
+
 def test_a_route_fills_in_what_the_client_left_open(car: Car) -> None:
     request, ruling = car.ruled(say("make the cabin warm inside"))
     options = request.codriver

@@ -14,10 +14,12 @@ from codriver import __version__
 from codriver.core.config import describe
 from codriver.core.engine import Engine
 from codriver.route.lineup import Lineup
+from codriver.route.semantic import NO_ROUTES, NoRoutes
 
 # A section's settings that are shown: all of them, or these.
 _SHOWN: dict[str, tuple[str, ...] | None] = {
     "route": None,
+    "privacy": ("phone_regions",),
     "link": None,
     "breaker": None,
     "engine": ("kind", "model", "threads", "slots", "context_tokens", "upstream_url", "upstream_model"),
@@ -28,13 +30,16 @@ _SHOWN: dict[str, tuple[str, ...] | None] = {
 _SECRET_ENDS = ("_key", "_keys", "_key_env", "_file", "_password", "_secret")
 
 
-def console_state(kind: str, config: Any, models: Iterable[str], lineup: Lineup) -> dict[str, Any]:
+def console_state(
+    kind: str, config: Any, models: Iterable[str], lineup: Lineup, semantic: NoRoutes = NO_ROUTES
+) -> dict[str, Any]:
     """``kind`` is vehicle or cloud; ``models`` are the names that a client may ask for."""
     return {
         "version": __version__,
         "kind": kind,
         "models": list(models),
         "engines": [_engine(name, engine, lineup.breakers[name].state) for name, engine in lineup.engines.items()],
+        "routes": semantic.shown(),
         "settings": shown_settings(config),
     }
 
