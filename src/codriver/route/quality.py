@@ -31,6 +31,7 @@ from codriver.core.messages import ChatRequest, TokenLogprob
 FEATURES = 1
 _BUCKETS = 1 << 14
 _WORD = re.compile(r"[^\W\d_]+|\d+")
+_WORD_START = zlib.crc32(b"w:")
 _OPTION = re.compile(r"(?m)^\s*[A-E][.)]\s")
 
 Features = dict[int, float]
@@ -97,7 +98,7 @@ def draft_features(draft: Draft) -> Features:
 
 @lru_cache(maxsize=1 << 13)
 def _word_slot(word: str) -> int:
-    return _hashed("w:" + word)
+    return len(_NAMED) + zlib.crc32(word.encode(), _WORD_START) % (_BUCKETS - len(_NAMED))
 
 
 def _hashed(text: str) -> int:
