@@ -74,7 +74,7 @@ class LearnedQuality(Quality):
         vector = np.asarray(found.vectors[0], np.float32)
         if vector.shape != (self._model.file.dimensions,):
             return
-        self._read[key] = self._model.good(reading, vector)
+        self._read[key] = self._model.good(reading, vector, set(self._heads.values()))
         if len(self._read) > _KEPT:
             self._read.popitem(last=False)
 

@@ -13,7 +13,7 @@ weights on other features are worse than none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,24 +153,27 @@ class OutcomeModel:
         seen = 2 * SHARED + len(FORMS) + self._directions.shape[1]
         self._forests = [Forest(head.trees, seen) for head in file.heads.values()]
 
-    def good(self, reading: Reading, embedding: Floats) -> dict[str, float]:
-        """Probability per head. ``embedding``: unit length, ``dimensions`` long."""
-        judged = self.judge(self.rows([reading], embedding[None]))[0]
-        return dict(zip(self.file.heads, judged.tolist(), strict=True))
+    def good(self, reading: Reading, embedding: Floats, heads: Collection[str] | None = None) -> dict[str, float]:
+        """Probability per head, or of those in ``heads``. ``embedding``: unit length, ``dimensions`` long."""
+        wanted = [name for name in self.file.heads if heads is None or name in heads]
+        judged = self.judge(self.rows([reading], embedding[None]), wanted)[0]
+        return dict(zip(wanted, judged.tolist(), strict=True))
 
     def rows(self, readings: list[Reading], embeddings: Floats) -> Floats:
         forms = np.array([reading.forms for reading in readings], np.float32)
         return features((forms - self._means) / self._scales, readings, embeddings)
 
-    def judge(self, rows: Floats) -> Floats:
-        """Probabilities, a row per row of features and a column per head."""
+    def judge(self, rows: Floats, heads: Collection[str] | None = None) -> Floats:
+        """Probabilities, a row per row of features and a column per head, or per one of ``heads``."""
         topics = softmax(rows @ self._topic_weights + self._topic_offsets)
         opinions = np.hstack([rows, topics * TOPIC_SCALE]) @ self._opinion_weights + self._opinion_offsets
         columns = []
-        for number, (head, forest) in enumerate(zip(self.file.heads.values(), self._forests, strict=True)):
+        for number, ((name, head), forest) in enumerate(zip(self.file.heads.items(), self._forests, strict=True)):
+            if heads is not None and name not in heads:
+                continue
             odds = forest.log_odds(tree_features(rows, opinions, number, self._directions))
             columns.append(1 / (1 + np.exp(-np.clip(head.slope * odds + head.offset, -30, 30))))
-        found: Floats = np.stack(columns, axis=1)
+        found: Floats = np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0), np.float32)
         return found
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from .outcome_model import Floats, Packed, Trees
 
-_ROUNDS = 150
-_RATE = 0.04
+_ROUNDS = 300
+_RATE = 0.02
+_FEATURES_PER_SPLIT = 0.3  # the opinions are so alike that each split may see only some of what there is
 _LEAVES = 8
 _LEAST_PER_LEAF = 80
 
@@ -26,6 +27,7 @@ def fit_trees(rows: Floats, good: NDArray[np.float64], then: Floats | None = Non
     model = HistGradientBoostingClassifier(
         max_iter=_ROUNDS,
         learning_rate=_RATE,
+        max_features=_FEATURES_PER_SPLIT,
         max_leaf_nodes=_LEAVES,
         min_samples_leaf=max(5, min(_LEAST_PER_LEAF, len(rows) // 12)),
         l2_regularization=10.0,
