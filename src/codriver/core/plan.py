@@ -43,7 +43,8 @@ class Attempt(msgspec.Struct, frozen=True):
     ``first_token_s`` and ``inter_token_s`` are the longest waits for a first and a following token. ``total_s`` is when
     the attempt must be over; it counts from the request's arrival, as ``deadline_s`` does, so that an attempt that
     starts late still leaves those after it their time. ``on_late_death`` says what happens when the engine dies after
-    the client has part of its answer; a death before that always moves on to the next attempt.
+    the client has part of its answer; a death before that always moves on to the next attempt. ``despite_pause``: the
+    engine is tried although its circuit breaker is open, because nobody else is left.
     """
 
     engine: str
@@ -55,6 +56,7 @@ class Attempt(msgspec.Struct, frozen=True):
     total_s: float = math.inf
     gate: Gate | None = None
     on_late_death: Failover = "resume"
+    despite_pause: bool = False
 
 
 class AttemptPlan(msgspec.Struct, frozen=True):

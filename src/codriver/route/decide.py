@@ -109,7 +109,7 @@ class Decider:
         tokens = ask.prompt_tokens * (_DOUBT if card.locality == "cloud" else 1.0)
         return not card.context_tokens or tokens < card.context_tokens
 
-    def _why_not(self, ask: Ask, name: str) -> CodriverError | None:
+    def _why_not(self, ask: Ask, name: str, despite_pause: bool = False) -> CodriverError | None:
         engine = self._lineup.engines[name]
         if not _writes(engine.card):
             return UnsupportedModality(f"The model '{name}' does not write text.", param="model")
@@ -119,7 +119,7 @@ class Decider:
             return refusal
         if engine.card.locality == "cloud" and ask.policy != "cloud-only" and self._lineup.link_down(name):
             return LinkDown("The link to the cloud is down; the cloud was not tried.", engine=name)
-        if not self._lineup.breakers[name].allows():
+        if not despite_pause and not self._lineup.breakers[name].allows():
             return NoEngineLeft(f"The engine '{name}' keeps failing and is given a pause.", engine=name)
         health = engine.health()
         if health.state == "loading":
@@ -136,6 +136,8 @@ class Decider:
         locality = self._lineup.engines[name].card.locality
         if ask.local_only and locality != "vehicle":
             raise NoEngineLeft(f"The request is local_only and the engine '{name}' is not in the vehicle.", engine=name)
+        if name in self._paused(ask):
+            return self._last_resort(ask, [name])
         reason = self._why_not(ask, name)
         if reason is not None:
             raise reason
@@ -152,6 +154,8 @@ class Decider:
             vehicle, vehicle_refusals = self._candidates(ask, "vehicle")
         if ask.policy != "vehicle-only" and not ask.local_only:
             cloud, cloud_refusals = self._candidates(ask, "cloud")
+        if not vehicle and ask.policy != "cloud-only" and (paused := self._paused(ask)):
+            return [*self._all(ask, cloud, "the vehicle is paused after failures"), *self._last_resort(ask, paused)]
         if not vehicle and not cloud:
             raise self._no_one(ask, vehicle_refusals, cloud_refusals)
         if not cloud:
@@ -161,6 +165,16 @@ class Decider:
                 ask, cloud, "no engine of the vehicle may answer" if ask.policy != "cloud-only" else "asked for"
             )
         return self._both(ask, vehicle, cloud)
+
+    def _paused(self, ask: Ask) -> list[str]:
+        """Engines of the vehicle that could take the request, but for the pause that their breaker gives them."""
+        names = [name for name in self._lineup.of("vehicle") if not self._lineup.breakers[name].allows()]
+        return [name for name in names if self._why_not(ask, name, despite_pause=True) is None]
+
+    def _last_resort(self, ask: Ask, names: list[str]) -> list[Attempt]:
+        """A pause spares time and load where others can answer. Where nobody else can, trying costs nothing."""
+        why = "paused after failures, but nobody else is left"
+        return [replace(self._attempt(ask, name, why, ask.deadline_s), despite_pause=True) for name in names]
 
     def _both(self, ask: Ask, vehicle: list[str], cloud: list[str]) -> list[Attempt]:
         if ask.policy == "cloud-first":

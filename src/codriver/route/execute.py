@@ -154,7 +154,7 @@ class Run:
             return DeadlineExceeded("The deadline passed before an engine could answer.")
         if self._plan.policy != "cloud-only" and self._lineup.link_down(name):
             return LinkDown("The link to the cloud is down; the cloud was not tried.", engine=name)
-        if not self._lineup.breakers[name].allows():
+        if not attempt.despite_pause and not self._lineup.breakers[name].allows():
             return NoEngineLeft(f"The engine '{name}' keeps failing and is given a pause.", engine=name)
         if self._plan.budget_usd < math.inf and self._affordable_tokens(attempt) < (self._request.limit_tokens or 1):
             return NoEngineLeft(f"The budget does not allow the engine '{name}'.", engine=name)

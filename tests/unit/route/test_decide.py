@@ -213,6 +213,41 @@ def test_where_only_the_cloud_may_answer_its_refusal_is_told() -> None:
         with_cloud_paused(policy="cloud-only")
 
 
+def with_vehicle_paused(state: Any = "up", vehicle: Faulty | None = None, **options: Any) -> AttemptPlan:
+    async def main() -> AttemptPlan:
+        lineup = lineup_of(vehicle or Faulty("v"), Faulty("c", "cloud"), link=Weather(state))
+        for _ in range(3):
+            lineup.breakers["v"].failed(EngineDied("x"))
+        return Decider(lineup).plan(ask(codriver=options or None))
+
+    return run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ["c", "v"]),
+        ({"policy": "cloud-first"}, ["c", "v"]),
+        ({"policy": "vehicle-only"}, ["v"]),
+        ({"privacy": "local_only"}, ["v"]),
+        ({"engine": "v"}, ["v"]),
+        ({"state": "down"}, ["v"]),
+    ],
+)
+def test_a_paused_vehicle_is_still_the_last_resort(options: dict[str, Any], expected: list[str]) -> None:
+    made = with_vehicle_paused(**options)
+    assert order(made) == expected
+    assert made.attempts[-1].despite_pause
+    assert made.attempts[-1].why == "paused after failures, but nobody else is left"
+    assert made.attempts[0].start == "at_once"
+
+
+def test_a_vehicle_that_is_down_is_no_resort() -> None:
+    with pytest.raises(NoEngineLeft, match="The engine 'v' keeps failing and is given a pause"):
+        with_vehicle_paused(state="down", vehicle=Faulty("v", state="down"))
+    assert order(with_vehicle_paused(policy="cloud-only")) == ["c"]
+
+
 # ---------------------------------------------------------------- long prompts
 
 WORDS_3000 = {"messages": [Message(role="user", content="station " * 1500 + "road " * 1500)]}

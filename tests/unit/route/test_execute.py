@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from codriver.core.deadline import Deadline
 from codriver.core.engine import Price
 from codriver.core.errors import (
     CodriverError,
@@ -33,7 +34,10 @@ from codriver.core.messages import (
     parse_chat,
 )
 from codriver.core.plan import Attempt, AttemptPlan, Gate, PlanError
+from codriver.core.virtual import LoopClock, run_virtual
 from codriver.route.config import RouteConfig
+from codriver.route.hybrid import HybridEngine
+from codriver.route.lineup import Lineup
 from tests.unit.route.drive import Got, ask, through_plan, through_router
 from tests.unit.route.faulty import EVERY, WORDS, Fault, Faulty, Weather
 
@@ -711,3 +715,21 @@ def test_attempts_that_all_ran_out_of_their_time_are_told_as_the_deadline() -> N
     got = through_plan(plan, ask(), Faulty("v"), Faulty("c", "cloud", fault=Fault("stall")))
     assert isinstance(got.error, DeadlineExceeded)
     assert got.error.message == "The deadline passed before an engine could answer."
+
+
+def test_in_a_tunnel_a_vehicle_that_was_paused_answers_all_the_same() -> None:
+    paused = Faulty("v", fault=Fault("die"))
+
+    async def main() -> str:
+        lineup = Lineup({"v": paused, "c": Faulty("c", "cloud")}, Weather("down"), clock=LoopClock())
+        hybrid = HybridEngine(lineup)
+        for _ in range(3):
+            with pytest.raises(EngineDied):
+                await anext(hybrid.generate(ask(), Deadline.after(20, LoopClock())))
+        assert lineup.breakers["v"].state == "open"
+        paused.fault = Fault("none")
+        chunks = [chunk async for chunk in hybrid.generate(ask(), Deadline.after(20, LoopClock()))]
+        assert lineup.breakers["v"].state == "closed"
+        return "".join(chunk.text() for chunk in chunks)
+
+    assert run_virtual(main()) == TEXT
