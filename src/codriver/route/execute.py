@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from functools import partial
 
 import msgspec
 
@@ -94,19 +94,22 @@ class Run:
             if self._plan.policy == "cloud-only":
                 await self._link_up()
             while (live := self._next()) is not None:
+                stream = self._source(live)
+                unwatch = self._watch_link(live)
                 try:
-                    stream = self._shaped(live)
-                    try:
-                        async for chunk in stream:
-                            yield chunk
-                    finally:
-                        await stream.aclose()
+                    async for chunk in stream:
+                        for ready in self._ready(live, chunk):
+                            yield self._shaper.deliver(ready)
+                            if self._held is not None:
+                                await self._drop_held()
                     return
                 except Rejected as rejection:
                     await self._hold(live, rejection)
                 except CodriverError as failure:
                     self._died(live, failure)
                 finally:
+                    unwatch()
+                    await stream.aclose()
                     if live is not self._held:
                         await self._end(live)
                 if self._is_full():
@@ -114,7 +117,8 @@ class Run:
                     return
             raise self._told(self._verdict())
         finally:
-            await self._drop_held()
+            if self._held is not None:
+                await self._drop_held()
 
     async def _link_up(self) -> None:
         """Where only the cloud may answer, wait for the link: what is sent into a dead one helps nobody.
@@ -202,38 +206,27 @@ class Run:
 
     # ------------------------------------------------------------ one attempt
 
-    async def _shaped(self, live: Live) -> AsyncGenerator[ChatChunk, None]:
-        """Chunks as the client gets them. One that another engine could still replace is given out only when whole."""
-        shaper = self._shaper
-        whole = self._must_be_whole(live.attempt) and (bool(self._queue) or self._held is not None)
-        waiting: list[ChatChunk] = []
-        shaper.begin(not goes_on(self._request, self._lineup.engines[live.attempt.engine].card))
+    def _ready(self, live: Live, chunk: ChatChunk) -> list[ChatChunk]:
+        """What the client gets now that ``chunk`` came. A part that another engine could still replace is kept back
+        until the answer is whole.
+        """
+        shaper, before = self._shaper, self._shaper.ended
+        ready = shaper.take(chunk, partial(self._answered, live))
+        if live.unready:
+            ready = [*live.unready, *ready]
+        if not shaper.ended:
+            live.unready = ready if live.whole else []
+            return [] if live.whole else ready
+        live.unready = []
+        if not before:
+            self._refuse_unsound(live, ready)
+        return ready
 
-        def extension() -> dict[str, object]:
-            live.record.outcome = "answered"
-            live.record.took_ms = self._since_ms(live)
-            return self._extension(live)
-
-        unwatch = self._watch_link(live)
-        try:
-            async with aclosing(self._source(live)) as source:
-                async for chunk in source:
-                    before = shaper.ended
-                    ready = shaper.take(chunk, extension)
-                    if shaper.ended and not before:
-                        self._refuse_unsound(live, [*waiting, *ready])
-                    if whole and not shaper.ended:
-                        waiting += ready
-                        continue
-                    if waiting:
-                        ready = [*waiting, *ready]
-                        waiting = []
-                    for each in ready:
-                        yield shaper.deliver(each)
-                    if self._held is not None:
-                        await self._drop_held()
-        finally:
-            unwatch()
+    def _answered(self, live: Live) -> dict[str, object]:
+        """The attempt's answer is whole: what its last chunk tells."""
+        live.record.outcome = "answered"
+        live.record.took_ms = self._since_ms(live)
+        return self._extension(live)
 
     def _refuse_unsound(self, live: Live, pending: list[ChatChunk]) -> None:
         """Raises :class:`EngineDied` for an answer that says that it is whole and is not: it never gets its end."""
@@ -244,7 +237,10 @@ class Run:
             raise EngineDied(f"The engine '{name}' {reason}.", engine=name)
 
     def _source(self, live: Live) -> AsyncGenerator[ChatChunk, None]:
+        """The attempt's chunks from here on, and the shaper made ready for them."""
         gate = live.attempt.gate
+        live.whole = self._must_be_whole(live.attempt) and (bool(self._queue) or self._held is not None)
+        self._shaper.begin(not goes_on(self._request, self._lineup.engines[live.attempt.engine].card))
         if live.kept:
             return live.rest()
         if gate is None or self._shaper.begun:
@@ -374,8 +370,8 @@ class Run:
         return down
 
     async def _drop_held(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
+        held, self._held = self._held, None
+        if held is not None:
             await self._end(held)
 
     async def _end(self, live: Live) -> None:

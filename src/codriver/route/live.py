@@ -61,7 +61,8 @@ class Rejected(Exception):
 @dataclass(slots=True)
 class Live:
     """``deadline`` is the attempt's own; ``choices`` how many answers were asked for; ``probe`` whether the engine's
-    breaker hangs on it. ``kept`` are chunks of a draft that nobody has been given yet.
+    breaker hangs on it. ``kept`` are chunks of a draft that nobody has been given yet, ``unready`` those of an answer
+    that is given out only ``whole``.
 
     Only waiting for the engine counts against its limits and its pace: a client that is slow to take what it is given
     is not the engine's fault.
@@ -80,6 +81,8 @@ class Live:
     silent_s: float = 0.0
     worked_s: float = 0.0
     kept: list[ChatChunk] = field(default_factory=list)
+    whole: bool = False
+    unready: list[ChatChunk] = field(default_factory=list)
     started_s: float = field(init=False)
     _begun: set[int] = field(default_factory=set)
     _ended: set[int] = field(default_factory=set)
