@@ -79,12 +79,12 @@ class AttemptPlan(msgspec.Struct, frozen=True):
         names = [attempt.engine for attempt in self.attempts]
         if len(set(names)) != len(names):
             raise PlanError(f"a plan names an engine twice: {names}")
+        if self.attempts[0].start != "at_once" or any(a.start == "at_once" for a in self.attempts[1:]):
+            raise PlanError("a plan's first attempt, and no other, starts at once")
         bounds = [self.deadline_s, self.budget_usd]
-        for place, attempt in enumerate(self.attempts):
-            if (attempt.start == "at_once") != (place == 0):
-                raise PlanError("a plan's first attempt, and no other, starts at once")
-            bounds += (attempt.first_token_s, attempt.inter_token_s, attempt.total_s)
-        if not all([bound >= 0 for bound in bounds]):
+        for attempt in self.attempts:
+            bounds += [attempt.first_token_s, attempt.inter_token_s, attempt.total_s]
+        if not all(bound >= 0 for bound in bounds):
             raise PlanError("a plan's times and budget are numbers from zero up")
         if self.privacy == "local_only":
             leaks = [attempt.engine for attempt in self.attempts if attempt.locality != "vehicle"]

@@ -12,7 +12,7 @@ import math
 import msgspec
 from msgspec.structs import replace
 
-from codriver.core.engine import EngineCard, Locality
+from codriver.core.engine import EngineCard
 from codriver.core.errors import CodriverError, LinkDown, NoEngineLeft, UnknownModel, UnsupportedModality
 from codriver.core.messages import ChatRequest, Policy, RequestOptions
 from codriver.core.plan import Attempt, AttemptPlan, Gate
@@ -73,7 +73,7 @@ class Decider:
 
     # ------------------------------------------------------------ candidates
 
-    def _candidates(self, ask: Ask, locality: Locality) -> tuple[list[str], list[CodriverError]]:
+    def _candidates(self, ask: Ask, locality: str) -> tuple[list[str], list[CodriverError]]:
         """Engines of a locality that may take the request now, and why the others may not."""
         fit: list[str] = []
         refusals: list[CodriverError] = []
@@ -248,8 +248,6 @@ class Decider:
         """The last attempt, and the last that has room for the prompt, may wait as long as there is time."""
         alone = len(attempts) == 1
         attempts[-1] = self._patient(ask, attempts[-1], alone)
-        if alone:
-            return
         roomy = [self._has_room(ask, attempt.engine) for attempt in attempts]
         if any(roomy) and not all(roomy):
             at = len(roomy) - 1 - roomy[::-1].index(True)

@@ -94,22 +94,24 @@ class Run:
             if self._plan.policy == "cloud-only":
                 await self._link_up()
             while (live := self._next()) is not None:
-                stream = self._source(live)
-                unwatch = self._watch_link(live)
                 try:
-                    async for chunk in stream:
-                        for ready in self._ready(live, chunk):
-                            yield self._shaper.deliver(ready)
-                            if self._held is not None:
-                                await self._drop_held()
+                    stream = self._source(live)
+                    unwatch = self._watch_link(live)
+                    try:
+                        async for chunk in stream:
+                            for ready in self._ready(live, chunk):
+                                yield self._shaper.deliver(ready)
+                                if self._held is not None:
+                                    await self._drop_held()
+                    finally:
+                        unwatch()
+                        await stream.aclose()
                     return
                 except Rejected as rejection:
                     await self._hold(live, rejection)
                 except CodriverError as failure:
                     self._died(live, failure)
                 finally:
-                    unwatch()
-                    await stream.aclose()
                     if live is not self._held:
                         await self._end(live)
                 if self._is_full():
@@ -117,8 +119,7 @@ class Run:
                     return
             raise self._told(self._verdict())
         finally:
-            if self._held is not None:
-                await self._drop_held()
+            await self._drop_held()
 
     async def _link_up(self) -> None:
         """Where only the cloud may answer, wait for the link: what is sent into a dead one helps nobody.
@@ -370,8 +371,8 @@ class Run:
         return down
 
     async def _drop_held(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
+        if self._held is not None:
+            held, self._held = self._held, None
             await self._end(held)
 
     async def _end(self, live: Live) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from codriver.core.answer import Answer
 from codriver.core.deadline import Deadline
@@ -66,12 +67,9 @@ class HybridEngine:
         plan = self._decider.plan(whole, deadline.remaining_s())
         run = Run(self._lineup.veiled(veil), self._config, plan, whole, deadline)
         run.told = ruling.told
-        stream = run.chunks()
-        try:
+        async with aclosing(run.chunks()) as stream:
             async for chunk in stream:
                 yield chunk
-        finally:
-            await stream.aclose()
         ruling.keep(run)
         self._record(request, run.answer, veil)
 

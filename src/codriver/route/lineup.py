@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from codriver.core.clock import SYSTEM_CLOCK, Clock
-from codriver.core.engine import Engine, Locality
+from codriver.core.engine import Engine
 from codriver.observe.metrics import Metrics, NoMetrics
 
 from .breaker import Breaker
@@ -52,17 +52,13 @@ class Lineup:
     breakers: dict[str, Breaker] = field(init=False)
     paces: dict[str, Pace] = field(init=False)
     veil: NoVeil = field(init=False, default=NO_VEIL)
-    _by_place: dict[Locality, list[str]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.breakers = {name: Breaker(self.breaker_config, self.clock) for name in self.engines}
         self.paces = {name: Pace() for name in self.engines}
-        self._by_place = {"vehicle": [], "cloud": []}
-        for name, engine in self.engines.items():
-            self._by_place[engine.card.locality].append(name)
 
-    def of(self, locality: Locality) -> list[str]:
-        return self._by_place[locality]
+    def of(self, locality: str) -> list[str]:
+        return [name for name, engine in self.engines.items() if engine.card.locality == locality]
 
     def without_link(self) -> Lineup:
         """The same engines, breakers and knowledge, for a router that does not look at the link."""

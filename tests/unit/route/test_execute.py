@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from itertools import product
 from typing import Any
@@ -35,9 +36,11 @@ from codriver.core.messages import (
 )
 from codriver.core.plan import Attempt, AttemptPlan, Gate, PlanError
 from codriver.core.virtual import LoopClock, run_virtual
-from codriver.route.config import RouteConfig
+from codriver.route.config import BreakerConfig, RouteConfig
+from codriver.route.execute import Run
 from codriver.route.hybrid import HybridEngine
 from codriver.route.lineup import Lineup
+from codriver.route.quality import Quality
 from tests.unit.route.drive import Got, ask, through_plan, through_router
 from tests.unit.route.faulty import EVERY, WORDS, Fault, Faulty, Weather
 
@@ -733,3 +736,23 @@ def test_in_a_tunnel_a_vehicle_that_was_paused_answers_all_the_same() -> None:
         return "".join(chunk.text() for chunk in chunks)
 
     assert run_virtual(main()) == TEXT
+
+
+def test_a_defect_before_the_first_wait_does_not_leave_the_engine_paused_for_good() -> None:
+    class Broken(Quality):
+        def features(self, request: ChatRequest) -> Any:
+            raise RuntimeError("a defect")
+
+    async def main() -> None:
+        config = BreakerConfig(failures=1, open_s=1.0)
+        lineup = Lineup({"v": Faulty("v")}, clock=LoopClock(), quality=Broken(), breaker_config=config)
+        lineup.breakers["v"].failed(EngineDied("died"))
+        await asyncio.sleep(2.0)
+        plan = plan_of(attempt("v", start="at_once", gate=Gate()))
+        run = Run(lineup, RouteConfig(), plan, ask(), Deadline.never(LoopClock()))
+        with pytest.raises(RuntimeError, match="a defect"):
+            await anext(run.chunks())
+        assert run.records[0].outcome == "cancelled"
+        assert lineup.breakers["v"].allows()
+
+    run_virtual(main())
