@@ -25,6 +25,7 @@ from codriver.core.errors import (
     UpstreamRejected,
 )
 from codriver.core.messages import (
+    ChatRequest,
     Delta,
     FunctionSpec,
     JsonSchema,
