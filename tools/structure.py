@@ -235,8 +235,8 @@ def _is_static(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 def _is_protocol(node: ast.ClassDef) -> bool:
     for base in node.bases:
         named = base.value if isinstance(base, ast.Subscript) else base
-        name = named.attr if isinstance(named, ast.Attribute) else getattr(named, "id", "")
-        if name == "Protocol":
+        # ``asyncio.Protocol`` is no interface: its methods are callbacks with given names.
+        if ast.unparse(named) in ("Protocol", "typing.Protocol"):
             return True
     return False
 

@@ -55,7 +55,7 @@ class Gateway:
     """``models`` maps the names that clients use to engines; ``default`` is the one for a request that names none.
 
     The engines stay the caller's: closing them is not the gateway's work. Client disconnects arrive as a
-    cancellation of the request's task, which ``protocol.py`` sends; the engine's iterator is closed at once.
+    cancellation of the request's task, which ``connection.py`` sends; the engine's iterator is closed at once.
     """
 
     def __init__(

@@ -1,8 +1,4 @@
-"""Listening: a socket, TLS where it is due, and a graceful end.
-
-uvicorn's protocol and flow control are used, its ``Server`` is not: that one exits the process, polls ten times a
-second and takes the signal handlers. Rule: plain HTTP only on loopback.
-"""
+"""Listening: a socket, TLS where it is due, and a graceful end. Rule: plain HTTP only on loopback."""
 
 from __future__ import annotations
 
@@ -16,16 +12,12 @@ import socket
 import ssl
 import time
 from email.utils import formatdate
-from typing import Any
-
-from uvicorn import Config
-from uvicorn.server import ServerState
 
 from codriver.core.errors import BadConfigValue, CertificateError, PortInUse
 
 from .app import Gateway
 from .config import GatewayConfig
-from .protocol import GuardedProtocol
+from .connection import Connection, Shared
 from .tls import server_context
 
 _BACKLOG = 2048
@@ -34,8 +26,8 @@ _BACKLOG = 2048
 class Listening:
     """A running server. ``port`` is the real one where 0 was asked for."""
 
-    def __init__(self, app: Gateway, config: GatewayConfig, server: asyncio.Server, state: ServerState) -> None:
-        self._app, self._config, self._server, self._state = app, config, server, state
+    def __init__(self, app: Gateway, config: GatewayConfig, server: asyncio.Server, shared: Shared) -> None:
+        self._app, self._config, self._server, self._shared = app, config, server, shared
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
         self._stopped = False
         self.port: int = server.sockets[0].getsockname()[1]
@@ -49,7 +41,7 @@ class Listening:
 
     @property
     def open_connections(self) -> int:
-        return len(self._state.connections)
+        return len(self._shared.connections)
 
     async def drain(self) -> None:
         """Stop accepting, let open answers end for ``drain_s``, cut the rest with an error event, close everything."""
@@ -93,27 +85,26 @@ class Listening:
             return
         self._stopped = True
         self._sweeper.cancel()
-        for connection in list(self._state.connections):
+        for connection in list(self._shared.connections):
             connection.shutdown()
         # What is written last must leave the buffers before the transports go.
         for _ in range(100):
-            if not self._state.connections:
+            if not self._shared.connections:
                 break
             await asyncio.sleep(0.01)
-        for connection in list(self._state.connections):
+        for connection in list(self._shared.connections):
             connection.transport.abort()
         await self._server.wait_closed()
 
     async def _sweep(self) -> None:
-        period_s = min(1.0, self._config.head_timeout_s / 4)
+        period_s = min(1.0, self._config.head_timeout_s / 4, self._config.idle_timeout_s / 4)
         loop = asyncio.get_running_loop()
         while True:
-            self._state.default_headers = _default_headers()
+            self._shared.fields = _fields()
             await asyncio.sleep(period_s)
             now_s = loop.time()
-            for connection in list(self._state.connections):
-                if isinstance(connection, GuardedProtocol):
-                    connection.sweep(now_s)
+            for connection in list(self._shared.connections):
+                connection.sweep(now_s)
 
 
 async def serve(app: Gateway, config: GatewayConfig) -> Listening:
@@ -123,28 +114,15 @@ async def serve(app: Gateway, config: GatewayConfig) -> Listening:
     """
     context = _context(config)
     bound = _bind(config)
-    uvicorn_config = Config(
-        _as_asgi(app),
-        http=GuardedProtocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=max(1, round(config.idle_timeout_s)),
-    )
-    uvicorn_config.load()
-    state = ServerState()
-    state.default_headers = _default_headers()
+    shared = Shared(app, config, _fields())
     server = await asyncio.get_running_loop().create_server(
-        lambda: GuardedProtocol(uvicorn_config, state, config),
+        lambda: Connection(shared),
         sock=bound,
         ssl=context,
         backlog=_BACKLOG,
         ssl_handshake_timeout=config.head_timeout_s if context else None,
     )
-    return Listening(app, config, server, state)
+    return Listening(app, config, server, shared)
 
 
 def _calm_collector() -> contextlib.ExitStack:
@@ -162,15 +140,8 @@ def _calm_collector() -> contextlib.ExitStack:
     return undo
 
 
-def _as_asgi(app: Gateway) -> Any:
-    async def call(scope: Any, receive: Any, send: Any) -> None:
-        await app(scope, receive, send)
-
-    return call
-
-
-def _default_headers() -> list[tuple[bytes, bytes]]:
-    return [(b"date", formatdate(time.time(), usegmt=True).encode()), (b"server", b"codriver")]
+def _fields() -> bytes:
+    return b"date: %b\r\nserver: codriver\r\n" % formatdate(time.time(), usegmt=True).encode()
 
 
 def _context(config: GatewayConfig) -> ssl.SSLContext | None:

@@ -70,7 +70,7 @@ def test_text_lines_for_people() -> None:
 def test_others_log_from_warnings_up() -> None:
     out = io.StringIO()
     configure_logs(ObserveConfig(log_level="debug"), out)
-    logging.getLogger("uvicorn.error").info("chatter")
+    logging.getLogger("asyncio").info("chatter")
     assert out.getvalue() == ""
 
 

@@ -154,6 +154,11 @@ def test_an_interface_with_too_many_methods(tmp_path: Path, tree: structure.Rule
     assert report == "src/pack/left/a.py:1: interface 'Wide' has 3 public methods, at most 2"
 
 
+def test_a_transport_protocol_is_no_interface(tmp_path: Path, tree: structure.Rules) -> None:
+    body = "    def a(self): ...\n    def b(self): ...\n    def c(self): ...\n"
+    assert found(tmp_path, tree, left__a=f"import asyncio\nclass Wire(asyncio.Protocol):\n{body}") == []
+
+
 def test_banned_words_in_folders_files_and_classes(tmp_path: Path, tree: structure.Rules) -> None:
     reports = found(tmp_path, tree, left__str_utils="", left__utils__a="", left__b="\nclass SessionManager: ...\n")
     assert reports == [
