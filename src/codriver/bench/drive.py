@@ -246,6 +246,7 @@ def _rows(one: Summary, note: str) -> list[Row]:
         "cloud_calls": (one.cloud_calls, "share"),
         "ttft_p50_ms": (one.ttft_p50_ms, "ms"),
         "ttft_p95_ms": (one.ttft_p95_ms, "ms"),
+        "ttft_p99_ms": (one.ttft_p99_ms, "ms"),
         "cost_usd": (one.cost_usd, "USD/request"),
         **{f"accuracy_{kind}": (figure, "share") for kind, figure in one.kinds.items()},
     }

@@ -137,6 +137,7 @@ class Summary:
     cloud_calls: Figure
     ttft_p50_ms: Figure
     ttft_p95_ms: Figure
+    ttft_p99_ms: Figure
     cost_usd: Figure
     by_vehicle: int
     by_cloud: int
@@ -167,6 +168,7 @@ def summarise(run: PolicyRun) -> Summary:
         cloud_calls=_share_of(fates, lambda fate: fate.cloud_called),
         ttft_p50_ms=quantile(waits, 0.5),
         ttft_p95_ms=quantile(waits, 0.95),
+        ttft_p99_ms=quantile(waits, 0.99),
         cost_usd=mean([fate.cost_usd for fate in fates]),
         by_vehicle=sum(fate.in_time and fate.where == "vehicle" for fate in fates),
         by_cloud=sum(fate.in_time and fate.where == "cloud" for fate in fates),

@@ -35,6 +35,7 @@ from . import datasets
 from .datasets import Outcome
 from .drive_outcomes import Fate, PolicyRun
 from .drive_settings import DriveSettings, Window
+from .drive_settings import policy as named
 from .folds import FOLDS
 from .replay_link import FarEngine, VirtualLink
 from .replay_router import FoldRouter, fold_of, request_for
@@ -101,7 +102,7 @@ def drive_pair(policy: str, pair: Pair, routers: Sequence[FoldRouter], given: Re
     """One policy over all of a pair's outcomes. The router drives once per fold, each with what that fold may know."""
     run = PolicyRun(policy=policy, trace=given.window.trace.name, fates=[], planned=len(pair.outcomes))
     parts: list[tuple[list[Outcome], FoldRouter | None]] = [(list(pair.outcomes), None)]
-    if policy == "codriver":
+    if named(policy).router:
         by_fold = [[o for o in pair.outcomes if fold_of(o) == fold] for fold in range(FOLDS)]
         parts = list(zip(by_fold, routers, strict=True))
     for number, (outcomes, router) in enumerate(parts):
@@ -124,7 +125,7 @@ class _Road:
             self._given.window.trace, clock, self._start_s, base_delay_ms=self._given.settings.base_delay_ms
         )
         monitor = LinkMonitor(link.probe, clock=clock)
-        aware = policy == "codriver"
+        aware = named(policy).router
         hybrid = HybridEngine(self._lineup(link, monitor, aware, router), _config(policy, router, self._given))
         probing = asyncio.ensure_future(monitor.run()) if aware else None
         chance = random.Random(f"replay:{self._given.settings.seed}")
@@ -234,7 +235,9 @@ def _recordings(outcomes: Sequence[Outcome], text: Callable[[Outcome], str | Non
 def _config(policy: str, router: FoldRouter | None, given: Replayed) -> RouteConfig:
     """The router's settings; the recorded answers carry no log-probabilities, so that the prior alone decides."""
     if router is not None:
-        return RouteConfig(policy="auto", skip_below=router.skip_below(given.wanted_calls()), min_confidence=0.0)
+        hedge_after = float(dict(named(policy).env).get("CODRIVER_ROUTE_HEDGE_AFTER", "0"))
+        skip_below = router.skip_below(given.wanted_calls())
+        return RouteConfig(policy="auto", skip_below=skip_below, min_confidence=0.0, hedge_after=hedge_after)
     names: dict[str, Policy] = {
         "vehicle-only": "vehicle-only",
         "cloud-only": "cloud-only",

@@ -15,13 +15,17 @@ from .traces import LinkTrace
 
 @dataclass(frozen=True, slots=True)
 class DrivePolicy:
-    """A way of answering, as the vehicle's settings. ``title`` is the rows' ``system``."""
+    """A way of answering, as the vehicle's settings. ``title`` is the rows' ``system``; ``router``: by what the router
+    knows, and not in a fixed order.
+    """
 
     title: str
     env: tuple[tuple[str, str], ...]
     sentence: str
+    router: bool = False
 
 
+_ROUTER = (("CODRIVER_ROUTE_POLICY", "auto"), ("CODRIVER_ROUTE_LINK_AWARE", "1"))
 POLICIES: tuple[DrivePolicy, ...] = (
     DrivePolicy("vehicle-only", (("CODRIVER_ROUTE_POLICY", "vehicle-only"),), "The model on board answers everything."),
     DrivePolicy(
@@ -36,10 +40,19 @@ POLICIES: tuple[DrivePolicy, ...] = (
     ),
     DrivePolicy(
         "codriver",
-        (("CODRIVER_ROUTE_POLICY", "auto"), ("CODRIVER_ROUTE_LINK_AWARE", "1")),
+        _ROUTER,
         "The router: it watches the link, knows its own model's strengths, and goes on where an answer broke off.",
+        router=True,
+    ),
+    DrivePolicy(
+        "codriver with hedging",
+        (*_ROUTER, ("CODRIVER_ROUTE_HEDGE_AFTER", "0.95")),
+        "The router; a cloud slower to begin than 95 times of 100 is joined by the next, and the quicker one answers.",
+        router=True,
     ),
 )
+# What a drive compares when nothing is asked for.
+USUAL = ("vehicle-only", "cloud-only", "cloud with fallback", "codriver")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +79,7 @@ class DriveSettings:
     start_s: float | None = None
     requests_per_minute: float = 20.0
     seed: int = 1
-    policies: tuple[str, ...] = tuple(policy.title for policy in POLICIES)
+    policies: tuple[str, ...] = USUAL
     base_delay_ms: float = 20.0
     price: CloudPrice = CloudPrice()
 

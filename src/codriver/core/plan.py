@@ -42,7 +42,8 @@ class Attempt(msgspec.Struct, frozen=True):
     one ``after_rejection`` also when a draft before it was rejected (that draft is kept, in case this one fails).
     ``first_token_s`` and ``inter_token_s`` are the longest waits for a first and a following token. ``total_s`` is when
     the attempt must be over; it counts from the request's arrival, as ``deadline_s`` does, so that an attempt that
-    starts late still leaves those after it their time. ``on_late_death`` says what happens when the engine dies after
+    starts late still leaves those after it their time. ``hedge_s`` is when the next attempt starts beside this
+    one, if it has brought no token by then. ``on_late_death`` says what happens when the engine dies after
     the client has part of its answer; a death before that always moves on to the next attempt. ``despite_pause``: the
     engine is tried although its circuit breaker is open, because nobody else is left.
     """
@@ -54,6 +55,7 @@ class Attempt(msgspec.Struct, frozen=True):
     first_token_s: float = math.inf
     inter_token_s: float = math.inf
     total_s: float = math.inf
+    hedge_s: float = math.inf
     gate: Gate | None = None
     on_late_death: Failover = "resume"
     despite_pause: bool = False
@@ -83,7 +85,7 @@ class AttemptPlan(msgspec.Struct, frozen=True):
             raise PlanError("a plan's first attempt, and no other, starts at once")
         bounds = [self.deadline_s, self.budget_usd]
         for attempt in self.attempts:
-            bounds += [attempt.first_token_s, attempt.inter_token_s, attempt.total_s]
+            bounds += [attempt.first_token_s, attempt.inter_token_s, attempt.total_s, attempt.hedge_s]
         if not all(bound >= 0 for bound in bounds):
             raise PlanError("a plan's times and budget are numbers from zero up")
         if self.privacy == "local_only":

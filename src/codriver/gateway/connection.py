@@ -26,6 +26,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 _LINGER_S = 2.0
 # Of a request's body that nobody has read yet; above it the client is not read from.
 _UNREAD_BYTES = 64 << 10
+# Held until the loop's turn ends at the most, so that back-pressure still reaches the application.
+_HELD_BYTES = 64 << 10
 
 
 @dataclass
@@ -43,7 +45,6 @@ class Connection(asyncio.Protocol):
     """Made by the listening socket for each client."""
 
     transport: asyncio.Transport
-    write: Callable[[bytes], None]
 
     def __init__(self, shared: Shared) -> None:
         self._shared, self._limits = shared, shared.limits
@@ -53,6 +54,10 @@ class Connection(asyncio.Protocol):
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.writable: asyncio.Event | None = None
         self._read_paused = False
+        # What was written in this turn of the loop: every write to the transport costs a system call or a buffer.
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._flush_planned = False
         # Turns in their order: the one being answered, those behind it, and the one whose request is still coming.
         self._answering: Turn | None = None
         self._behind: deque[Turn] = deque()
@@ -72,7 +77,6 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
-        self.write = self.transport.write
         self._since_s = self._loop.time()
         self._shared.connections.add(self)
         if len(self._shared.connections) > self._limits.max_connections:
@@ -179,11 +183,21 @@ class Connection(asyncio.Protocol):
             self._read_paused = False
             self.transport.resume_reading()
 
+    def write(self, data: bytes, last: bool = False) -> None:
+        """Written once a turn of the loop, or at once what is the ``last`` of an answer or would hold much memory."""
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if last or self._held_bytes > _HELD_BYTES:
+            self._flush()
+        elif not self._flush_planned:
+            self._flush_planned = True
+            self._loop.call_soon(self._turn_ended)
+
     def ended(self, turn: Turn) -> None:
         """The answer of the turn in hand is complete: the next, or wait for one."""
         self._answering = None
         if self._last or not turn.keep_alive:
-            self.transport.close()
+            self._close()
         elif not self.transport.is_closing():
             if not self._reading:
                 self._since_s = self._loop.time()
@@ -195,7 +209,7 @@ class Connection(asyncio.Protocol):
         """Close once the answer in hand is complete."""
         self._last = True
         if self._answering is None:
-            self.transport.close()
+            self._close()
         else:
             self._answering.keep_alive = False
 
@@ -251,7 +265,20 @@ class Connection(asyncio.Protocol):
             if self._task is task:
                 self._task = None
             if not turn.over:
-                self.transport.close()
+                self._close()
+
+    def _turn_ended(self) -> None:
+        self._flush_planned = False
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held, self._held_bytes = self._held, [], 0
+            self.transport.write(held[0] if len(held) == 1 else b"".join(held))
+
+    def _close(self) -> None:
+        self._flush()
+        self.transport.close()
 
     def _pause_reading(self) -> None:
         if not self._read_paused and not self.transport.is_closing():
@@ -277,7 +304,7 @@ class Connection(asyncio.Protocol):
             # What came after a good request is at fault: the answer to that one still leaves.
             turn.keep_alive = False
             if not turn.complete:
-                self.transport.close()
+                self._close()
             return
         if turn is not None and self._task is not None:
             turn.gone = turn.over = True
@@ -285,7 +312,7 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
         body = encode(RequestError(sentence).body())
         fields = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-        self.write(STATUS_LINE[status] + fields + body)
+        self.write(STATUS_LINE[status] + fields + body, last=True)
         # Closing while the client still sends would reset the connection, and the answer would be lost with it: what
         # comes is dropped until the client closes or the sweep does.
         if self.transport.can_write_eof():

@@ -25,7 +25,7 @@ class Wire(Protocol):
     @property
     def fields(self) -> bytes: ...
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes, last: bool = False) -> None: ...
 
     def read_on(self) -> None: ...
 
@@ -102,8 +102,8 @@ class Turn:
                 raise RuntimeError("the answer is not as long as its content-length says")
         if self._held:
             body, self._held = self._held + body, b""
-        if body:
-            self._wire.write(body)
+        if body or not more:
+            self._wire.write(body, last=not more)
         if not more:
             self.over = True
             self.wake()

@@ -54,6 +54,10 @@ class Metrics:
         )
         self._escalations = self._counter("codriver_escalations", "Answers handed to a stronger engine.", "reason")
 
+        self._hedges = self._counter(
+            "codriver_hedges", "Slow first attempts that another joined, by who gave the answer.", "engine answered_by"
+        )
+
     def _define_states(self) -> None:
         self._link_state = self._gauge("codriver_link_state", "1 for the state that the link is in.", "state")
         self._link_rtt = self._gauge("codriver_link_rtt_seconds", "Round trip time of the link, smoothed.", "")
@@ -90,6 +94,10 @@ class Metrics:
 
     def failover(self, from_engine: str, to_engine: str, policy: str) -> None:
         self._failovers.add(self._bounded(from_engine), self._bounded(to_engine), policy)
+
+    def hedged(self, engine: str, answered_by: str) -> None:
+        """Another attempt joined that of ``engine``, and one of the two brought a token first."""
+        self._hedges.add(self._bounded(engine), self._bounded(answered_by))
 
     def escalated(self, reason: str) -> None:
         """``reason`` is a word of a closed set, for example ``low_confidence`` or ``schema``."""
@@ -180,6 +188,7 @@ class NoMetrics(Metrics):
     tokens: Callable[..., None] = staticmethod(_nothing)
     cost: Callable[..., None] = staticmethod(_nothing)
     failover: Callable[..., None] = staticmethod(_nothing)
+    hedged: Callable[..., None] = staticmethod(_nothing)
     escalated: Callable[..., None] = staticmethod(_nothing)
     link: Callable[..., None] = staticmethod(_nothing)
     breaker: Callable[..., None] = staticmethod(_nothing)

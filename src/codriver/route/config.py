@@ -25,6 +25,12 @@ class RouteConfig:
     )
     probe_tokens: int = setting(8, "Tokens of a draft read before the first verdict on it.", least=1)
     link_aware: bool = setting(True, "Use the link estimate: off, the router knows the link only by its time-outs.")
+    hedge_after: float = setting(
+        0.0,
+        "Quantile of its first-token times after which a slow first engine is joined by the next, as 0.95; 0: never.",
+        least=0.0,
+        most=0.999,
+    )
     stall_grace_s: float = setting(0.7, "Time a running cloud answer may stay silent once the link is down.", least=0.0)
     budget_usd: float | None = setting(None, "Most that one answer may cost, in US dollars.", least=0.0)
     budget_day_usd: float | None = setting(

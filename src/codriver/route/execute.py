@@ -9,12 +9,13 @@ While the link is down the cloud is neither tried nor blamed.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
-import msgspec
+from msgspec.structs import replace
 
 from codriver.core.answer import Answer
 from codriver.core.deadline import Deadline
@@ -35,6 +36,7 @@ from codriver.observe.spans import start_attempt
 
 from .config import RouteConfig
 from .gate import GateKeeper
+from .hedge import Race
 from .lineup import Lineup
 from .live import AttemptRecord, Live, Rejected
 from .redact import refuse_leak
@@ -74,6 +76,7 @@ class Run:
         self._cut: tuple[Attempt, CodriverError] | None = None
         self._errors: list[CodriverError] = []
         self._spent_usd = 0.0
+        self._ending: list[asyncio.Task[None]] = []
         self.records: list[AttemptRecord] = []
         # What the answer's extension tells besides.
         self.told: dict[str, object] = {}
@@ -95,6 +98,8 @@ class Run:
                 await self._link_up()
             while (live := self._next()) is not None:
                 try:
+                    if live.attempt.hedge_s < math.inf and self._queue:
+                        live = await self._leader(live)
                     stream = self._source(live)
                     unwatch = self._watch_link(live)
                     try:
@@ -120,6 +125,8 @@ class Run:
             raise self._told(self._verdict())
         finally:
             await self._drop_held()
+            if self._ending:
+                await asyncio.wait(self._ending)
 
     async def _link_up(self) -> None:
         """Where only the cloud may answer, wait for the link: what is sent into a dead one helps nobody.
@@ -204,6 +211,39 @@ class Run:
         probe = self._lineup.breakers[attempt.engine].started()
         turn = Turn(engine, self._request_for(attempt), deadline)
         return Live(attempt, turn, record, span, deadline, choices=self._request.n or 1, probe=probe)
+
+    # ------------------------------------------------------------ two at once
+
+    async def _leader(self, first: Live) -> Live:
+        """``first`` or, where it is slow to begin, whoever is quicker. The other stays a way out."""
+        race = Race(self._lineup.link, self._beside, self._failed_beside)
+        leader = None
+        try:
+            leader = await race.leader(first)
+        finally:
+            for live in race.running:
+                if leader is not None:
+                    live.record.outcome = "hedge_lost"
+                    self._lineup.paces[live.attempt.engine].waited(live.waited_s)
+                    self._lineup.metrics.hedged(first.attempt.engine, leader.attempt.engine)
+                    self._queue.appendleft(replace(live.attempt, start="after_failure", hedge_s=math.inf))
+                self._end_soon(live)
+        return leader
+
+    def _beside(self, first: Live) -> Live | None:
+        """Begin the next attempt that may start now, beside ``first``."""
+        for attempt in self._queue:
+            if attempt.gate is None and self._why_skip(attempt) is None:
+                self._queue.remove(attempt)
+                return self._begin(replace(attempt, why=f"joins {first.attempt.engine}, which is slow to begin"))
+        return None
+
+    def _failed_beside(self, live: Live, failure: CodriverError) -> None:
+        self._died(live, failure)
+        self._end_soon(live)
+
+    def _end_soon(self, live: Live) -> None:
+        self._ending.append(asyncio.ensure_future(self._end(live)))
 
     # ------------------------------------------------------------ one attempt
 
@@ -354,7 +394,7 @@ class Run:
         tried = [record.engine for record in self.records if not record.outcome.startswith("skipped")]
         drafted = {record.engine for record in self.records if record.outcome == "rejected"}
         return [
-            msgspec.structs.replace(a, gate=None, start="after_failure", why="goes on where the cloud stopped")
+            replace(a, gate=None, start="after_failure", why="goes on where the cloud stopped")
             for a in self._plan.attempts
             if a.engine in drafted and tried.count(a.engine) == 1
         ]
@@ -378,7 +418,9 @@ class Run:
     async def _end(self, live: Live) -> None:
         """Stop an attempt and book its end, once."""
         try:
-            self._settle(live)
+            if not live.settled:
+                live.settled = True
+                self._settle(live)
         finally:
             await live.turn.aclose()
 
@@ -393,6 +435,8 @@ class Run:
             self._lineup.quality.judged(name, self._request, record.confidence)
         if record.outcome == "answered":
             breaker.succeeded()
+            if record.ttft_ms is not None:
+                self._lineup.paces[name].waited(record.ttft_ms / 1e3)
             # An answer in one piece has no first token of its own.
             if record.ttft_ms is not None and record.tokens > 1:
                 self._lineup.paces[name].record(record.ttft_ms / 1e3, live.worked_s, record.tokens)
@@ -414,7 +458,9 @@ class Run:
         if usage is not None:
             self._lineup.metrics.tokens(name, usage.prompt_tokens, usage.completion_tokens)
         price = self._lineup.engines[name].card.price
-        if not (price.input_usd or price.output_usd) or (usage is None and not live.record.tokens):
+        if not (price.input_usd or price.output_usd):
+            return
+        if usage is None and not live.record.tokens and live.record.outcome != "hedge_lost":
             return
         tokens = (
             (usage.prompt_tokens, usage.completion_tokens) if usage else (self._prompt_tokens(), live.record.tokens)

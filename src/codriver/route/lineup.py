@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +19,10 @@ from .quality import Quality
 from .redact import NO_VEIL, NoVeil
 from .spending import NO_SPENDING, NoSpending
 
+# How many waits for a first token are kept of each engine, and how many it takes to speak of a quantile.
+_WAITS = 64
+_LEAST_WAITS = 20
+
 
 @dataclass(slots=True)
 class Pace:
@@ -25,12 +31,24 @@ class Pace:
     ttft_s: float = 0.6
     token_s: float = 0.02
     tokens: float = 48.0
+    _waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=_WAITS))
 
     def record(self, ttft_s: float, total_s: float, tokens: int) -> None:
         self.ttft_s += 0.2 * (ttft_s - self.ttft_s)
         self.tokens += 0.1 * (tokens - self.tokens)
         if tokens > 1:
             self.token_s += 0.2 * ((total_s - ttft_s) / (tokens - 1) - self.token_s)
+
+    def waited(self, seconds: float) -> None:
+        """A first token took this long, or had not come by then."""
+        self._waits_s.append(seconds)
+
+    def slow_s(self, quantile: float) -> float:
+        """The ``quantile`` of the latest waits for a first token; ``inf`` while there are too few of them."""
+        if len(self._waits_s) < _LEAST_WAITS:
+            return math.inf
+        ordered = sorted(self._waits_s)
+        return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
 
     def needed_s(self, limit_tokens: int | None) -> float:
         """Time for an answer of usual length, with half as much again for safety."""

@@ -11,7 +11,7 @@ import msgspec
 
 from codriver.core.deadline import Deadline
 from codriver.core.errors import CodriverError, DeadlineExceeded, EngineDied, FirstTokenTimeout, InterTokenTimeout
-from codriver.core.messages import ChatChunk, Usage
+from codriver.core.messages import ChatChunk, ChunkChoice, Delta, Usage
 from codriver.core.plan import Attempt
 from codriver.observe.spans import AttemptSpan
 
@@ -61,8 +61,8 @@ class Rejected(Exception):
 @dataclass(slots=True)
 class Live:
     """``deadline`` is the attempt's own; ``choices`` how many answers were asked for; ``probe`` whether the engine's
-    breaker hangs on it. ``kept`` are chunks of a draft that nobody has been given yet, ``unready`` those of an answer
-    that is given out only ``whole``.
+    breaker hangs on it; ``settled`` whether its end is booked. ``kept`` are chunks of a draft that nobody has been
+    given yet, ``unready`` those of an answer that is given out only ``whole``.
 
     Only waiting for the engine counts against its limits and its pace: a client that is slow to take what it is given
     is not the engine's fault.
@@ -76,6 +76,7 @@ class Live:
     choices: int = 1
     probe: bool = False
     error: CodriverError | None = None
+    settled: bool = False
     usage: Usage | None = None
     finished: bool = False
     silent_s: float = 0.0
@@ -90,13 +91,42 @@ class Live:
     def __post_init__(self) -> None:
         self.started_s = self.deadline.clock.monotonic_s()
 
+    # ------------------------------------------------------------ while nobody reads it
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds since the start."""
+        return self.deadline.clock.monotonic_s() - self.started_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the first token may still take."""
+        return min(self.attempt.first_token_s - self.waited_s, self.deadline.remaining_s())
+
+    @property
+    def shows(self) -> bool:
+        """True once a held turn has brought a token."""
+        return any(_brings(choice) for chunk in self.turn.kept for choice in chunk.choices)
+
+    @property
+    def dead(self) -> bool:
+        """True when a held turn has ended without a token, or is too late for one."""
+        return self.turn.over or self.left_s <= 0
+
+    def catch_up(self) -> None:
+        """Count the time since the start as waited for: a reader goes on from here."""
+        self.silent_s = self.worked_s = self.waited_s
+
+    # ------------------------------------------------------------ being read
+
     async def timed(self) -> AsyncGenerator[ChatChunk, None]:
         """The turn's chunks under the attempt's limits. What comes before the first token waits for it, so that a death
         before it stays invisible; what goes wrong after the finish reason is of no interest. Raises
         :class:`EngineDied` for a stream without a finish reason.
         """
         opening: list[ChatChunk] = []
-        self.silent_s = 0.0
+        if self.record.ttft_ms is not None:
+            self.silent_s = 0.0
         while (chunk := await self._next()) is not None:
             if chunk.usage:
                 self.usage = chunk.usage
@@ -150,12 +180,11 @@ class Live:
         carries = False
         for choice in chunk.choices:
             self._begun.add(choice.index)
-            delta = choice.delta
             if choice.finish_reason:
                 self._ended.add(choice.index)
                 self.finished = len(self._ended) >= self.choices
                 carries = True
-            if delta.content or delta.tool_calls or delta.reasoning_content or delta.refusal:
+            if _writes(choice.delta):
                 self.record.tokens += 1
                 carries = True
         return carries
@@ -205,3 +234,12 @@ class Live:
         async with aclosing(self.timed()) as stream:
             async for chunk in stream:
                 yield chunk
+
+
+def _writes(delta: Delta) -> bool:
+    return bool(delta.content or delta.tool_calls or delta.reasoning_content or delta.refusal)
+
+
+def _brings(choice: ChunkChoice) -> bool:
+    """True for what the client is waiting for: a token, or the end."""
+    return bool(choice.finish_reason) or _writes(choice.delta)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from codriver.core.deadline import Deadline
@@ -55,6 +55,16 @@ class Turn:
         self._error: CodriverError | None = None
 
     @property
+    def over(self) -> bool:
+        """True when the engine has nothing more to give."""
+        return self._over
+
+    @property
+    def kept(self) -> Iterable[ChatChunk]:
+        """What a held answer has brought that nobody has taken yet."""
+        return self._kept
+
+    @property
     def ready(self) -> bool:
         """True when a held answer's next chunk (or its end) is here already."""
         return self._pump is not None and bool(self._kept or self._over)
@@ -93,8 +103,9 @@ class Turn:
         if self._waiter is not None and (self._timer is None or self._at_s > self._soon_s):
             self._set_timer(self._soon_s)
 
-    def hold(self) -> None:
-        self._fresh = asyncio.Event()
+    def hold(self, bell: asyncio.Event | None = None) -> None:
+        """Let the engine write in the background; ``bell`` is set with each chunk and at the end."""
+        self._fresh = bell or asyncio.Event()
         self._pump = asyncio.ensure_future(self._pump_all())
 
     async def aclose(self) -> None:

@@ -49,6 +49,7 @@ def test_states_are_one_hot() -> None:
     metrics.breaker("cloud", "half-open")
     metrics.failover("cloud", "vehicle", "resume")
     metrics.escalated("low_confidence")
+    metrics.hedged("cloud", "vehicle")
     got = samples(metrics)
     assert got[key("codriver_link_state", state="up")] == 0
     assert got[key("codriver_link_state", state="down")] == 1
@@ -56,6 +57,7 @@ def test_states_are_one_hot() -> None:
     assert got[key("codriver_breaker_state", engine="cloud", state="half_open")] == 1
     assert got[key("codriver_failovers_total", from_engine="cloud", to_engine="vehicle", policy="resume")] == 1
     assert got[key("codriver_escalations_total", reason="low_confidence")] == 1
+    assert got[key("codriver_hedges_total", engine="cloud", answered_by="vehicle")] == 1
 
 
 def test_engine_labels_are_bounded() -> None:
