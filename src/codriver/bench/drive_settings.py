@@ -50,6 +50,12 @@ POLICIES: tuple[DrivePolicy, ...] = (
         "The router; a cloud slower to begin than 95 times of 100 is joined by the next, and the quicker one answers.",
         router=True,
     ),
+    DrivePolicy(
+        "codriver with a first sentence",
+        (*_ROUTER, ("CODRIVER_ROUTE_LEAD_SENTENCE", "1")),
+        "The router; where the cloud is to answer and is slower to begin, the vehicle gives the first sentence.",
+        router=True,
+    ),
 )
 # What a drive compares when nothing is asked for.
 USUAL = ("vehicle-only", "cloud-only", "cloud with fallback", "codriver")

@@ -15,6 +15,7 @@ import msgspec
 from .engine import Locality
 from .messages import Failover, Privacy
 
+Until = Literal["end", "first_sentence"]
 Start = Literal["at_once", "after_failure", "after_rejection"]
 
 
@@ -43,7 +44,8 @@ class Attempt(msgspec.Struct, frozen=True):
     ``first_token_s`` and ``inter_token_s`` are the longest waits for a first and a following token. ``total_s`` is when
     the attempt must be over; it counts from the request's arrival, as ``deadline_s`` does, so that an attempt that
     starts late still leaves those after it their time. ``hedge_s`` is when the next attempt starts beside this
-    one, if it has brought no token by then. ``on_late_death`` says what happens when the engine dies after
+    one, if it has brought no token by then. ``until``: an attempt that leads gives the
+    first sentence, and those after it the rest. ``on_late_death`` says what happens when the engine dies after
     the client has part of its answer; a death before that always moves on to the next attempt. ``despite_pause``: the
     engine is tried although its circuit breaker is open, because nobody else is left.
     """
@@ -56,6 +58,7 @@ class Attempt(msgspec.Struct, frozen=True):
     inter_token_s: float = math.inf
     total_s: float = math.inf
     hedge_s: float = math.inf
+    until: Until = "end"
     gate: Gate | None = None
     on_late_death: Failover = "resume"
     despite_pause: bool = False

@@ -31,6 +31,9 @@ class RouteConfig:
         least=0.0,
         most=0.999,
     )
+    lead_sentence: bool = setting(
+        False, "The vehicle gives the first sentence where the cloud is to answer and slower to begin."
+    )
     stall_grace_s: float = setting(0.7, "Time a running cloud answer may stay silent once the link is down.", least=0.0)
     budget_usd: float | None = setting(None, "Most that one answer may cost, in US dollars.", least=0.0)
     budget_day_usd: float | None = setting(

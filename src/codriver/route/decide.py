@@ -226,7 +226,28 @@ class Decider:
         if cloud_s < _LEAST_CLOUD_S:
             too_little = f"the deadline leaves the cloud {max(0.0, cloud_s):.1f} s"
             return [replace(safety[0], why=too_little), *safety[1:]]
-        return [*(self._attempt(ask, name, why, cloud_s) for name in cloud), *safety]
+        attempts = [self._attempt(ask, name, why, cloud_s) for name in cloud]
+        if self._may_lead(ask, vehicle[0], cloud[0]):
+            # Where the others fail, it goes on itself: it need not stand at the end as well.
+            leads = replace(safety[0], why="leads with the first sentence", until="first_sentence")
+            return [leads, *attempts, *safety[1:]]
+        return [*attempts, *safety]
+
+    def _may_lead(self, ask: Ask, vehicle: str, cloud: str) -> bool:
+        """True where a first sentence by the vehicle would be read sooner, and the cloud can go on from it."""
+        request, paces = ask.request, self._lineup.paces
+        plain = request.response_format is None or request.response_format.type == "text"
+        return (
+            self._config.lead_sentence
+            and request.stream
+            and plain
+            and not (request.tools or request.stop or request.logprobs or request.continue_from)
+            and (request.n or 1) == 1
+            and request.prompt is None
+            and (ask.options.failover or self._config.failover) == "resume"
+            and self._has_room(ask, vehicle)
+            and paces[vehicle].ttft_s < paces[cloud].ttft_s
+        )
 
     def _all(self, ask: Ask, names: list[str], why: str) -> list[Attempt]:
         return [self._attempt(ask, name, why, ask.deadline_s) for name in names]

@@ -37,6 +37,7 @@ from codriver.observe.spans import start_attempt
 from .config import RouteConfig
 from .gate import GateKeeper
 from .hedge import Race
+from .lead import HandedOver
 from .lineup import Lineup
 from .live import AttemptRecord, Live, Rejected
 from .redact import refuse_leak
@@ -112,6 +113,8 @@ class Run:
                         unwatch()
                         await stream.aclose()
                     return
+                except HandedOver:
+                    self._handed_over(live)
                 except Rejected as rejection:
                     await self._hold(live, rejection)
                 except CodriverError as failure:
@@ -202,8 +205,9 @@ class Run:
         if self._cut is not None:
             died, error = self._cut
             self._cut = None
-            self._lineup.metrics.failover(died.engine, attempt.engine, died.on_late_death)
-            self._shaper.fail_over(died.engine, attempt.engine, died.on_late_death, error.code)
+            how, code = (died.on_late_death, error.code) if died.until == "end" else ("hand_over", "first_sentence")
+            self._lineup.metrics.failover(died.engine, attempt.engine, how)
+            self._shaper.fail_over(died.engine, attempt.engine, how, code)
         engine = self._lineup.engines[attempt.engine]
         record = self._record(attempt)
         span = start_attempt(engine.card, len(self.records) - 1, attempt.why)
@@ -284,6 +288,8 @@ class Run:
         self._shaper.begin(not goes_on(self._request, self._lineup.engines[live.attempt.engine].card))
         if live.kept:
             return live.rest()
+        if live.attempt.until == "first_sentence":
+            return live.leading()
         if gate is None or self._shaper.begun:
             return live.timed()
         features = self._lineup.quality.features(self._request)
@@ -370,6 +376,15 @@ class Run:
             if held is not None:
                 await self._end(held)
 
+    def _handed_over(self, live: Live) -> None:
+        """The first sentence is out. Whoever gave it can also finish, where nobody else does."""
+        live.record.outcome = "led"
+        live.record.took_ms = self._since_ms(live)
+        name = live.attempt.engine
+        if self._shaper.begun:
+            self._cut = (live.attempt, NoEngineLeft(f"Nobody could go on after the first sentence of '{name}'."))
+        self._queue.append(replace(live.attempt, until="end", start="after_failure", why="goes on itself"))
+
     def _died(self, live: Live, failure: CodriverError) -> None:
         """An attempt failed: what the client is to be told, and whether another may go on."""
         error = live.error = self._blame_link(live, failure)
@@ -433,12 +448,12 @@ class Run:
         record.took_ms = record.took_ms or self._since_ms(live)
         if record.confidence is not None:
             self._lineup.quality.judged(name, self._request, record.confidence)
-        if record.outcome == "answered":
+        if record.outcome in ("answered", "led"):
             breaker.succeeded()
             if record.ttft_ms is not None:
                 self._lineup.paces[name].waited(record.ttft_ms / 1e3)
             # An answer in one piece has no first token of its own.
-            if record.ttft_ms is not None and record.tokens > 1:
+            if record.outcome == "answered" and record.ttft_ms is not None and record.tokens > 1:
                 self._lineup.paces[name].record(record.ttft_ms / 1e3, live.worked_s, record.tokens)
         elif error is None or self._lineup.link_down(name) or not _telling(error, live):
             breaker.abandoned(live.probe)

@@ -16,6 +16,7 @@ from codriver.core.plan import Attempt
 from codriver.observe.spans import AttemptSpan
 
 from .gate import GateKeeper
+from .lead import HandedOver, Lead
 from .turn import Turn
 
 # After its finish reason a stream has only usage to give: worth no more than this.
@@ -226,6 +227,17 @@ class Live:
             raise Rejected(keeper.reason)
         for chunk in self.kept:
             yield chunk
+
+    async def leading(self) -> AsyncGenerator[ChatChunk, None]:
+        """The first sentence. Raises :class:`HandedOver` at its end."""
+        lead = Lead()
+        async with aclosing(self.timed()) as stream:
+            async for chunk in stream:
+                part = lead.take(chunk)
+                if part is not None:
+                    yield part
+                if lead.over:
+                    raise HandedOver
 
     async def rest(self) -> AsyncGenerator[ChatChunk, None]:
         """A held draft after all: what was kept, then what the engine has written since."""
