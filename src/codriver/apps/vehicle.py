@@ -187,7 +187,11 @@ TABLE: tuple[Service[Vehicle], ...] = (
 
 def _spending(config: VehicleConfig) -> NoSpending:
     limit_usd = config.route.budget_day_usd
-    return NO_SPENDING if limit_usd is None else DaySpending(limit_usd, config.catalogue.store().root / "spent.json")
+    return (
+        NO_SPENDING
+        if limit_usd is None
+        else DaySpending(limit_usd, config.route.spent_file or config.catalogue.store().root / "spent.json")
+    )
 
 
 def _cloud_config(config: VehicleConfig) -> OpenAIConfig:

@@ -17,7 +17,7 @@ from codriver.catalogue import Catalogue, Store, pull
 from codriver.core.errors import CodriverError, MissingExtra, MissingFile
 
 from .datasets import Outcome
-from .drive_inputs import CLOUD_TIMES, LIVE_ENTRIES, Inputs, data_folder, drive_items
+from .drive_inputs import CLOUD_TIMES, LIVE_ENTRIES, Inputs, data_folder, drive_items, with_classes
 from .drive_live import LiveDrive, Unwatched, Watch
 from .drive_outcomes import Figure, PolicyRun, Summary, summarise
 from .drive_replay import Pair, Replayed, cloud_timing, drive_pair, pairs
@@ -48,6 +48,8 @@ def live(settings: DriveSettings, watch: Watch | None = None, inputs: Inputs | N
     """
     inputs = inputs or Inputs.find()
     items = drive_items(settings.count, settings.seed, inputs.questions)
+    if settings.classes:
+        items = with_classes(items)
     drive = LiveDrive(settings, inputs, items, watch)
     result = DriveResult("live", settings, {name: window(name, settings) for name in settings.traces}, drive.runs)
     try:
@@ -256,9 +258,12 @@ def _rows(one: Summary, note: str) -> list[Row]:
         if f.n
     ]
     counts = {"by_vehicle": one.by_vehicle, "by_cloud": one.by_cloud, "mixed": one.mixed, "failovers": one.failovers}
-    return rows + [
-        Row(one.policy, one.trace, name, float(n), "requests", one.n, note=note) for name, n in counts.items()
-    ]
+    counts["leaks"] = one.leaks
+    rows += [Row(one.policy, one.trace, name, float(n), "requests", one.n, note=note) for name, n in counts.items()]
+    if one.bytes_up:
+        moved = {"bytes_up": one.bytes_up, "bytes_down": one.bytes_down}
+        rows += [Row(one.policy, one.trace, name, n, "bytes/request", one.n, note=note) for name, n in moved.items()]
+    return rows
 
 
 def run(quick: bool = False) -> Report:

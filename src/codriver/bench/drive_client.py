@@ -116,6 +116,8 @@ def request_body(item: WorkItem) -> dict[str, Any]:
             "first_token_ms": 1e3 * item.first_token_s,
         },
     }
+    if item.privacy != "any":
+        body["codriver"]["privacy"] = item.privacy
     if (form := item.response_format()) is not None:
         body["response_format"] = form
     return body
@@ -157,6 +159,7 @@ def fate_of(item: WorkItem, at_s: float, reply: Reply, price: CloudPrice, never_
         link=str(told.get("link", "")),
         attempts=attempts,
         text=answer.text,
+        privacy=item.privacy,
     )
 
 

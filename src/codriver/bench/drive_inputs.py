@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import zlib
 from collections import Counter, deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from codriver.catalogue import Catalogue, Store
@@ -65,6 +66,16 @@ def drive_items(count: int, seed: int, questions: Path, mix: Mix | None = None) 
         if all(len(pools.get(source, ())) >= n for source, n in Counter(order).items()):
             return tuple(pools[source].popleft() for source in order)
         drawn *= 2
+
+
+def with_classes(items: Sequence[WorkItem]) -> tuple[WorkItem, ...]:
+    """The items with privacy classes: of each 70, 7 are local_only and 10 redact, by their ids."""
+
+    def one(item: WorkItem) -> WorkItem:
+        number = zlib.crc32(item.id.encode()) // 3 % 70
+        return replace(item, privacy="local_only" if number < 7 else "redact" if number < 17 else "any")
+
+    return tuple(one(item) for item in items)
 
 
 def calibration_items(count: int, seed: int, questions: Path, mix: Mix | None = None) -> tuple[WorkItem, ...]:

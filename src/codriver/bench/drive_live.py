@@ -128,6 +128,7 @@ class LiveDrive:
             "CODRIVER_ENGINE_MODEL": self._inputs.vehicle_model,
             "CODRIVER_CLOUD_INPUT_USD": str(self._settings.price.input_usd),
             "CODRIVER_CLOUD_OUTPUT_USD": str(self._settings.price.output_usd),
+            "CODRIVER_ROUTE_SPENT_FILE": str(folder / "spent.json"),
             **dict(how.env),
         }
         if self._inputs.calibration is not None:
@@ -174,6 +175,8 @@ class LiveDrive:
                 await self._ask_all(run, asked, client, _Road(shaper, (vehicle, cloud), _root(url)))
             finally:
                 run.busy = meter.shares()
+                moved = shaper.sample()
+                run.bytes_up, run.bytes_down = moved.bytes_up, moved.bytes_down
         self._watch.ended(summarise(run))
 
     async def _ask_all(

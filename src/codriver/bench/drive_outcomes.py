@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from codriver.core.messages import Privacy
+
 Where = Literal["vehicle", "cloud", "mixed", "nobody"]
 
 
@@ -40,6 +42,15 @@ class Fate(msgspec.Struct, frozen=True, kw_only=True):
     link: str = ""
     attempts: list[dict[str, Any]] = []
     text: str = ""
+    privacy: Privacy = "any"
+
+    @property
+    def leaked(self) -> bool:
+        """A request that had to stay in the vehicle was put to the cloud."""
+        return self.privacy == "local_only" and any(
+            one.get("engine") == "cloud" and not str(one.get("outcome", "")).startswith("skipped")
+            for one in self.attempts
+        )
 
     @property
     def in_time(self) -> bool:
@@ -70,6 +81,8 @@ class PolicyRun(msgspec.Struct, kw_only=True):
     link: list[LinkMoment] = []
     busy: dict[str, float] = {}
     planned: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
 
     @property
     def complete(self) -> bool:
@@ -139,6 +152,9 @@ class Summary:
     ttft_p95_ms: Figure
     ttft_p99_ms: Figure
     cost_usd: Figure
+    bytes_up: float
+    bytes_down: float
+    leaks: int
     by_vehicle: int
     by_cloud: int
     mixed: int
@@ -170,6 +186,9 @@ def summarise(run: PolicyRun) -> Summary:
         ttft_p95_ms=quantile(waits, 0.95),
         ttft_p99_ms=quantile(waits, 0.99),
         cost_usd=mean([fate.cost_usd for fate in fates]),
+        bytes_up=run.bytes_up / max(1, len(fates)),
+        bytes_down=run.bytes_down / max(1, len(fates)),
+        leaks=sum(fate.leaked for fate in fates),
         by_vehicle=sum(fate.in_time and fate.where == "vehicle" for fate in fates),
         by_cloud=sum(fate.in_time and fate.where == "cloud" for fate in fates),
         mixed=sum(fate.in_time and fate.where == "mixed" for fate in fates),

@@ -51,6 +51,17 @@ POLICIES: tuple[DrivePolicy, ...] = (
         router=True,
     ),
     DrivePolicy(
+        "codriver with everything on",
+        (
+            *_ROUTER,
+            ("CODRIVER_ROUTE_HEDGE_AFTER", "0.95"),
+            ("CODRIVER_ROUTE_BUDGET_USD", "0.0001"),
+            ("CODRIVER_ROUTE_BUDGET_DAY_USD", "0.001"),
+        ),
+        "The router with hedging, at most 0.01 cents an answer and 0.1 cents a day.",
+        router=True,
+    ),
+    DrivePolicy(
         "codriver with a first sentence",
         (*_ROUTER, ("CODRIVER_ROUTE_LEAD_SENTENCE", "1")),
         "The router; where the cloud is to answer and is slower to begin, the vehicle gives the first sentence.",
@@ -78,7 +89,9 @@ class CloudPrice:
 
 @dataclass(frozen=True)
 class DriveSettings:
-    """One drive. ``start_s`` None takes the window by :func:`worst_window`."""
+    """One drive. ``start_s`` None takes the window by :func:`worst_window`; ``classes`` makes a tenth of the requests
+    local_only and a seventh redact.
+    """
 
     traces: tuple[str, ...] = ("TMobile-UMTS-driving",)
     seconds: float = 100.0
@@ -87,6 +100,7 @@ class DriveSettings:
     seed: int = 1
     policies: tuple[str, ...] = USUAL
     base_delay_ms: float = 20.0
+    classes: bool = False
     price: CloudPrice = CloudPrice()
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codriver.core.errors import BadConfigValue
+from codriver.core.messages import Privacy
 
 from . import datasets
 from .datasets import Question
@@ -43,6 +44,7 @@ class WorkItem:
     deadline_s: float
     first_token_s: float
     source: str = ""
+    privacy: Privacy = "any"
 
     def response_format(self) -> dict[str, Any] | None:
         """The schema as OpenAI's ``response_format``; None when the answer is free text."""

@@ -133,9 +133,10 @@ class ChatRequest(Wire):
     """One chat request. ``prompt`` is set instead of ``messages`` for a plain text completion.
 
     ``continue_from`` is the part of the answer that the client already has: an engine whose card says ``prefill``
-    goes on from its last character and does not repeat it. ``raw`` is the body as it arrived. ``caller`` tells API keys
-    apart and is set by the gateway, never by a body. None of these, nor ``prompt`` and ``codriver``, is sent upstream
-    as it stands.
+    goes on from its last character and does not repeat it. ``draft`` is the start of an answer that another engine
+    wrote and nobody has been given: one whose card says ``verify`` keeps what it agrees with. ``raw`` is the body as it
+    arrived. ``caller`` tells API keys apart and is set by the gateway, never by a body. None of these, nor ``prompt``
+    and ``codriver``, is sent upstream as it stands.
     """
 
     messages: list[Message] = []
@@ -162,6 +163,7 @@ class ChatRequest(Wire):
     codriver: RequestOptions | None = None
     prompt: str | None = msgspec.field(default=None, name="__prompt__")
     continue_from: str | None = msgspec.field(default=None, name="__continue_from__")
+    draft: str | None = msgspec.field(default=None, name="__draft__")
     raw: bytes | None = msgspec.field(default=None, name="__raw__")
     caller: str = msgspec.field(default="", name="__caller__")
 
@@ -387,7 +389,7 @@ def parse_chat(body: bytes) -> ChatRequest:
         )
     refuse_out_of_range(request)
     request.raw = body
-    request.prompt = request.continue_from = None
+    request.prompt = request.continue_from = request.draft = None
     request.caller = ""
     return request
 

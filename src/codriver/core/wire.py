@@ -26,7 +26,7 @@ DONE = b"data: [DONE]\n\n"
 _encoder = msgspec.json.Encoder()
 _chunk_decoder = msgspec.json.Decoder(ChatChunk)
 _whole_decoder = msgspec.json.Decoder(ChatCompletion)
-_INTERNAL = ("__raw__", "__prompt__", "__continue_from__", "__caller__", "codriver")
+_INTERNAL = ("__raw__", "__prompt__", "__continue_from__", "__draft__", "__caller__", "codriver")
 
 
 class SseParser:
@@ -165,7 +165,7 @@ def changed(request: ChatRequest, **members: Any) -> ChatRequest:
     if raw is not None:
         body: dict[str, Any] = msgspec.json.decode(raw)
         for name, value in members.items():
-            if name == "continue_from":
+            if name in ("continue_from", "draft"):
                 continue  # never part of a body: each engine has its own way to say it
             if value is None:
                 body.pop(name, None)

@@ -41,9 +41,10 @@ from codriver.core.errors import (
 from codriver.core.messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, TensorRequest, Tensors
 from codriver.observe.spans import outgoing_headers
 
-from . import openai_errors, openai_formats
+from . import openai_errors, openai_formats, openai_verify
 from .http_pool import Place
 from .openai_link import Exchange, Link
+from .openai_verify import Verdict
 
 BODY_LIMIT_BYTES = 64 << 20
 DOWN_S = 5.0
@@ -71,6 +72,12 @@ class OpenAIConfig:
     modalities: tuple[str, ...] = setting(("text",), "What the server's model can read: text, image, audio.")
     prefill: Literal["none", "llama_cpp", "vllm"] = setting(
         "none", "How the server is asked to go on from a partial answer, or none where it cannot."
+    )
+    verify: Literal["none", "vllm"] = setting(
+        "none", "How the server is asked to score a draft (vllm: prompt_logprobs), or none; needs prefill."
+    )
+    verify_least: float = setting(
+        0.3, "Probability at which a draft's token stands although the server has a likelier one.", least=0, most=1
     )
     context_tokens: int = setting(0, "The model's context length; 0 leaves the check to the server.", least=0)
     input_usd: float = setting(0.0, "US dollars per million input tokens.", least=0)
@@ -118,6 +125,15 @@ class OpenAIServer:
     async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncIterator[ChatChunk]:
         self._refuse_closed()
         self.card.refuse_unfit(request)
+        found: Verdict | None = None
+        if request.draft and request.stream and self.card.can("verify"):
+            found = await self._verify(request, deadline)
+        if found is not None:
+            for chunk in found.chunks():
+                yield chunk
+            if found.whole:
+                return
+            request = found.rest(request)
         path, body = self._chat_path_and_body(request)
         headers = self._headers(deadline, request.stream)
         self._in_flight += 1
@@ -138,7 +154,7 @@ class OpenAIServer:
                                 continue
                             chunk = decode(payload)
                             ends.see(chunk, payload)
-                            yield chunk
+                            yield chunk if found is None else found.billed(chunk)
                     ends.check(parser.pending)
                 else:
                     await self._check_type(got, "application/json")
@@ -237,6 +253,18 @@ class OpenAIServer:
         if b'"error"' in answer[:64]:
             raise openai_errors.error_event(openai_errors.error_in(answer) or {}, self.card.id)
         return answer
+
+    async def _verify(self, request: ChatRequest, deadline: Deadline) -> Verdict | None:
+        """What the server makes of the draft; None where it cannot score one, and then writes as without."""
+        draft = (request.draft or "").strip()
+        begun = msgspec.structs.replace(request, continue_from=(request.continue_from or "") + draft)
+        changes = {"model": self.card.model or request.model, **openai_verify.SCORING, **self._prefill(begun)}
+        body = wire.upstream_body(request, changes)
+        try:
+            answer = await self._ask("POST", "/chat/completions", body, deadline)
+            return openai_verify.verdict(answer, draft, self._config.verify_least)
+        except (UpstreamMalformed, UpstreamRejected):
+            return None
 
     def _chat_path_and_body(self, request: ChatRequest) -> tuple[str, bytes]:
         changes: dict[str, Any] = {}
@@ -401,9 +429,11 @@ def _card(config: OpenAIConfig) -> EngineCard:
         raise BadConfigValue(
             f"'capabilities' of '{config.id}' holds '{unknown[0]}'; allowed: {allowed}.", param="capabilities"
         )
-    capabilities = set(cast(tuple[Capability, ...], config.capabilities)) - {"prefill"}
+    capabilities = set(cast(tuple[Capability, ...], config.capabilities)) - {"prefill", "verify"}
     if config.prefill != "none":
         capabilities.add("prefill")
+        if config.verify != "none":
+            capabilities.add("verify")
     return EngineCard(
         id=config.id,
         locality=config.locality,

@@ -39,6 +39,7 @@ class RouteConfig:
     budget_day_usd: float | None = setting(
         None, "Most that all answers of a day (UTC) may cost; then only engines that cost nothing answer.", least=0.0
     )
+    spent_file: Path | None = setting(None, "Where the day's costs are kept; not given: beside the models.")
     sessions: int = setting(256, "Conversations kept in the vehicle; the least recently used goes first.", least=0)
     session_messages: int = setting(64, "Messages kept per conversation.", least=2)
     calibration: Path | None = setting(None, "File with this vehicle's own quality calibration.")

@@ -316,6 +316,8 @@ class Run:
         elif request.continue_from and not goes_on(request, card):
             request = continued(request, "", 0, card)
         changes: dict[str, object] = {}
+        if self._held is not None and card.can("verify") and self._plan.privacy == "any":
+            changes["draft"] = None if self._must_be_whole(attempt) else self._held.draft
         if not request.stream and (len(self._plan.attempts) > 1 or attempt.inter_token_s < math.inf):
             # Only a stream shows in time that an engine is dying; the gateway collects it again.
             changes |= {"stream": True, "stream_options": StreamOptions(include_usage=True)}

@@ -114,6 +114,11 @@ class Live:
         """True when a held turn has ended without a token, or is too late for one."""
         return self.turn.over or self.left_s <= 0
 
+    @property
+    def draft(self) -> str:
+        """What a held attempt has written so far, and nobody has been given."""
+        return "".join(chunk.text() for chunk in (*self.kept, *self.turn.kept))
+
     def catch_up(self) -> None:
         """Count the time since the start as waited for: a reader goes on from here."""
         self.silent_s = self.worked_s = self.waited_s

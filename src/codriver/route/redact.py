@@ -99,7 +99,8 @@ class Veiled:
 
     async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncGenerator[ChatChunk, None]:
         try:
-            hidden = self._concealer.request(request)
+            # A draft is the vehicle's own words: it may say what the request does not.
+            hidden = self._concealer.request(msgspec.structs.replace(request, draft=None))
         except Unreadable as reason:
             raise Forbidden(
                 f"The request cannot be redacted ({reason}): nothing was sent to '{self.card.id}'.",

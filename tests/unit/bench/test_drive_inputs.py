@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from codriver.bench.drive_inputs import calibration_items, drive_items, for_calibration
+from codriver.bench.drive_inputs import calibration_items, drive_items, for_calibration, with_classes
 
 
 @pytest.fixture
@@ -43,3 +43,13 @@ def test_drive_and_calibration_have_nothing_in_common(questions: Path) -> None:
     assert not driven & set(calibrated)
     assert len(set(calibrated)) == len(calibrated) == 60
     assert all(for_calibration(name) for name in calibrated)
+
+
+def test_privacy_classes_are_drawn_by_id(questions: Path) -> None:
+    plain = drive_items(400, 1, questions)
+    items = with_classes(plain)
+    kinds = Counter(item.privacy for item in items)
+    assert 20 <= kinds["local_only"] <= 60
+    assert 30 <= kinds["redact"] <= 90
+    assert items == with_classes(plain)
+    assert {item.privacy for item in plain} == {"any"}

@@ -44,3 +44,22 @@ def test_late_or_missing_answers_are_wrong_and_small_talk_is_not_judged() -> Non
     assert one.failures == {"late": 1, "link_down": 1}
     assert one.by_vehicle == 2
     assert one.ttft_p50_ms.n == 3
+
+
+def test_what_had_to_stay_in_the_vehicle_and_did_not_is_a_leak() -> None:
+    asked = [{"engine": "cloud", "outcome": "answered"}]
+    kept = [{"engine": "cloud", "outcome": "skipped:link_down"}, {"engine": "vehicle", "outcome": "answered"}]
+    fates = [
+        fate("leaks", privacy="local_only", attempts=asked),
+        fate("stays", privacy="local_only", attempts=kept),
+        fate("redacted", privacy="redact", attempts=asked),
+        fate("free", attempts=asked),
+    ]
+    assert summarise(run_of("codriver", fates)).leaks == 1
+
+
+def test_bytes_over_the_link_are_told_per_request() -> None:
+    run = run_of("codriver", [fate("a"), fate("b")])
+    run.bytes_up, run.bytes_down = 1000, 5000
+    found = summarise(run)
+    assert (found.bytes_up, found.bytes_down) == (500, 2500)

@@ -13,6 +13,7 @@ BENCHES = Registry(
     "bench",
     "codriver.benches",
     {
+        "collaborate": "codriver.bench.collaborate:run",
         "drive": "codriver.bench.drive:run",
         "engine": "codriver.bench.engine:run",
         "faults": "codriver.bench.faults:run",

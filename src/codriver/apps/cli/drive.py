@@ -33,6 +33,9 @@ def drive(
     start: Annotated[float | None, typer.Option(help="Second of the trace to begin at; chosen if not given.")] = None,
     policy: Annotated[list[str] | None, typer.Option(help=f"One of: {_POLICIES}. May be given again.")] = None,
     requests_per_minute: Annotated[float, typer.Option(help="How often the car asks.")] = 20.0,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Some requests are local_only, some redact.", show_default=False)
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the requests and their times.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures' rows to this file.")] = None,
     report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("drive-report.html"),
@@ -45,7 +48,7 @@ def drive(
     """Drive: the vehicle answers, the cloud behind it, a real link between them. Ends with a table and a report."""
     console = Console(stderr=True)
     settings = drive_settings(trace, policy, length_s(seconds, minutes), start)
-    settings = settings_with(settings, requests_per_minute, seed)
+    settings = replace(settings_with(settings, requests_per_minute, seed), classes=classes)
     for name in settings.traces:
         window(name, settings)  # a mistake is told before anything is fetched
     files = load(VehicleConfig, None, os.environ).catalogue
