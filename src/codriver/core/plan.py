@@ -47,7 +47,8 @@ class Attempt(msgspec.Struct, frozen=True):
     one, if it has brought no token by then. ``until``: an attempt that leads gives the
     first sentence, and those after it the rest. ``on_late_death`` says what happens when the engine dies after
     the client has part of its answer; a death before that always moves on to the next attempt. ``despite_pause``: the
-    engine is tried although its circuit breaker is open, because nobody else is left.
+    engine is tried although its circuit breaker is open, because nobody else is left. ``sightless``: it is put the
+    request without its pictures, and says so.
     """
 
     engine: str
@@ -62,6 +63,7 @@ class Attempt(msgspec.Struct, frozen=True):
     gate: Gate | None = None
     on_late_death: Failover = "resume"
     despite_pause: bool = False
+    sightless: bool = False
 
 
 class AttemptPlan(msgspec.Struct, frozen=True):

@@ -31,6 +31,10 @@ class RouteConfig:
         least=0.0,
         most=0.999,
     )
+    cannot_see: str = setting(
+        "I cannot see the picture right now. ",
+        "How the vehicle's answer begins when only a model without eyes is left for a picture; empty: it refuses.",
+    )
     lead_sentence: bool = setting(
         False, "The vehicle gives the first sentence where the cloud is to answer and slower to begin."
     )

@@ -20,6 +20,7 @@ from codriver.core.privacy import strictest
 
 from .config import RouteConfig
 from .lineup import Lineup
+from .sightless import may_go_blind, without_pictures
 from .utility import Worth, worth
 
 # Above this prior the draft streams at once, without waiting for a verdict on its first tokens.
@@ -157,8 +158,13 @@ class Decider:
             cloud, cloud_refusals = self._candidates(ask, "cloud")
         if not vehicle and ask.policy != "cloud-only" and (paused := self._paused(ask)):
             return [*self._all(ask, cloud, "the vehicle is paused after failures"), *self._last_resort(ask, paused)]
-        if not vehicle and not cloud:
+        blind = [] if vehicle else self._blind(ask)
+        if not vehicle and not cloud and not blind:
             raise self._no_one(ask, vehicle_refusals, cloud_refusals)
+        if blind:
+            reserve_s = self._lineup.paces[blind[0].engine].needed_s(ask.request.limit_tokens)
+            sighted_s = max(_LEAST_CLOUD_S, ask.deadline_s - reserve_s)
+            return [*(self._attempt(ask, name, "can see the picture", sighted_s) for name in cloud), *blind]
         if not cloud:
             return self._all(ask, vehicle, self._why_no_cloud(cloud_refusals))
         if not vehicle:
@@ -166,6 +172,17 @@ class Decider:
                 ask, cloud, "no engine of the vehicle may answer" if ask.policy != "cloud-only" else "asked for"
             )
         return self._both(ask, vehicle, cloud)
+
+    def _blind(self, ask: Ask) -> list[Attempt]:
+        """Engines of the vehicle that could take the request but for its pictures, and say so."""
+        if not self._config.cannot_see or ask.policy == "cloud-only" or not may_go_blind(ask.request):
+            return []
+        wordy = replace(ask, request=without_pictures(ask.request))
+        return [
+            replace(self._attempt(ask, name, "cannot see the picture, and says so", ask.deadline_s), sightless=True)
+            for name in self._lineup.of("vehicle")
+            if self._why_not(wordy, name) is None
+        ]
 
     def _paused(self, ask: Ask) -> list[str]:
         """Engines of the vehicle that could take the request, but for the pause that their breaker gives them."""

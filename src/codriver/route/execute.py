@@ -43,6 +43,7 @@ from .live import AttemptRecord, Live, Rejected
 from .redact import refuse_leak
 from .resume import continued, goes_on
 from .shape import Shaper
+from .sightless import Sightless
 from .sound import why_unsound
 from .turn import Turn
 
@@ -209,6 +210,8 @@ class Run:
             self._lineup.metrics.failover(died.engine, attempt.engine, how)
             self._shaper.fail_over(died.engine, attempt.engine, how, code)
         engine = self._lineup.engines[attempt.engine]
+        if attempt.sightless:
+            engine = Sightless(engine, self._config.cannot_see)
         record = self._record(attempt)
         span = start_attempt(engine.card, len(self.records) - 1, attempt.why)
         deadline = self._by(attempt.total_s)

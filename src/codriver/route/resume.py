@@ -48,6 +48,11 @@ def continued(request: ChatRequest, part: str, tokens: int, card: EngineCard) ->
     return changed(request, **changes)
 
 
+def asked_to_go_on(request: ChatRequest) -> bool:
+    """True for what :func:`continued` made for an engine that cannot prefill."""
+    return bool(request.messages) and request.messages[-1].content == _ASK
+
+
 class OverlapRemover:
     """Takes off the start of a continuation what it repeats of ``part``'s end, or all of ``part``.
 
