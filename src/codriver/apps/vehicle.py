@@ -21,6 +21,7 @@ from codriver.observe.logs import configure_logs
 from codriver.observe.metrics import Metrics
 from codriver.observe.setup import configure_spans
 from codriver.privacy.detect import make_detector
+from codriver.route.condition import Sysfs
 from codriver.route.hybrid import HybridEngine
 from codriver.route.lineup import Lineup
 from codriver.route.link import LinkMonitor, LinkView, SteadyLink
@@ -158,6 +159,7 @@ async def gateway(car: Vehicle) -> AsyncIterator[None]:
         car.metrics,
         breaker_config=car.config.breaker,
         spending=_spending(car.config),
+        sensors=Sysfs(),
     )
     detector = make_detector(car.config.privacy)
     hybrid = HybridEngine(lineup, car.config.route, detector=detector, semantic=car.semantic)

@@ -61,6 +61,14 @@ class RouteConfig:
     late_weight: float = setting(
         0.1, "Probability of a good answer that is worth one second past the deadline.", least=0.0
     )
+    strain_weight: float = setting(
+        0.3, "Probability of a good answer by the vehicle that is worth sparing it when it is hot or low.", least=0.0
+    )
+    warm_c: float = setting(80.0, "Temperature in °C from which the car's computer is spared.")
+    hot_c: float = setting(95.0, "Temperature in °C at which it is spared most.")
+    low_charge: float = setting(
+        0.2, "Share of a battery that is being emptied below which the car's computer is spared.", least=0.0, most=1.0
+    )
     semantic_file: Path | None = setting(None, "TOML file with semantic routes; see: codriver routes check.")
 
 

@@ -224,14 +224,17 @@ class Decider:
         weighed against the cloud.
         """
         config = self._config
+        condition = self._lineup.sensors.read()
+        spared = config.strain_weight * condition.strain(config)
+        told = f"spares the vehicle ({condition}): " if spared else ""
         blind = not self._lineup.engines[vehicle].card.can("logprobs")
         here, there = (self.worth(ask.request, name, ask.deadline_s) for name in (vehicle, cloud))
         if here is None or there is None:
-            least = max(config.skip_below, config.min_confidence if blind else 0.0)
-            return f"the vehicle would be right with p={prior:.2f}" if prior < least else ""
+            least = max(config.skip_below, config.min_confidence if blind else 0.0) + spared
+            return f"{told}the vehicle would be right with p={prior:.2f}" if prior < least else ""
         gain = there.utility - here.utility
-        if gain > config.least_gain if blind else (here.good < config.skip_below and gain > 0):
-            return f"is worth {gain:.2f} more: right with p={there.good:.2f}, the vehicle with p={here.good:.2f}"
+        if gain > config.least_gain if blind else (here.good < config.skip_below + spared and gain > 0):
+            return f"{told}is worth {gain:.2f} more: right with p={there.good:.2f}, the vehicle with p={here.good:.2f}"
         return ""
 
     def _cloud_first(self, ask: Ask, vehicle: list[str], cloud: list[str], why: str) -> list[Attempt]:

@@ -13,6 +13,7 @@ from codriver.core.engine import Engine
 from codriver.observe.metrics import Metrics, NoMetrics
 
 from .breaker import Breaker
+from .condition import NO_SENSORS, NoSensors
 from .config import BreakerConfig
 from .link import LinkView, SteadyLink
 from .quality import Quality
@@ -67,6 +68,7 @@ class Lineup:
     clock: Clock = SYSTEM_CLOCK
     breaker_config: BreakerConfig = field(default_factory=BreakerConfig)
     spending: NoSpending = NO_SPENDING
+    sensors: NoSensors = NO_SENSORS
     breakers: dict[str, Breaker] = field(init=False)
     paces: dict[str, Pace] = field(init=False)
     veil: NoVeil = field(init=False, default=NO_VEIL)

@@ -1,6 +1,7 @@
 """What asking an engine is worth: expected quality, less what it costs and how late it is likely to be.
 
-``utility = P(good) - cost_weight · cost in US cents - late_weight · expected seconds past the deadline``. How long an
+``utility = P(good) - cost_weight · cost in US cents - late_weight · expected seconds past the deadline``, and for an
+engine of the vehicle ``- strain_weight · strain`` (``condition.py``). How long an
 answer takes is taken as normal around the engine's smoothed pace, half as wide as it is long; a cloud behind a link
 that is degraded is expected to take longer by what its probes lose. The rule kept: no term is unbounded, so that an
 engine which was slow once can win again.
@@ -43,6 +44,8 @@ def worth(
             took_s = (took_s + (0.0 if math.isnan(link.rtt_s) else link.rtt_s)) / max(0.2, 1.0 - link.loss)
     late_s = min(_MOST_LATE_S, expected_excess(took_s, _SPREAD * took_s, deadline_s))
     utility = good - config.cost_weight * 100 * cost_usd - config.late_weight * late_s
+    if card.locality == "vehicle":
+        utility -= config.strain_weight * lineup.sensors.read().strain(config)
     return Worth(good, cost_usd, late_s, utility)
 
 
