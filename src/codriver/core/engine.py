@@ -16,7 +16,17 @@ from .messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, TensorRe
 
 Locality = Literal["vehicle", "cloud"]
 Capability = Literal[
-    "chat", "completions", "embeddings", "tensors", "tools", "json_schema", "logprobs", "prefill", "lora", "redact"
+    "chat",
+    "completions",
+    "embeddings",
+    "tensors",
+    "tools",
+    "json_schema",
+    "json_resume",
+    "logprobs",
+    "prefill",
+    "lora",
+    "redact",
 ]
 
 
@@ -51,6 +61,7 @@ class EngineCard:
     """What an engine is and can do. ``id`` is unique in a process; ``model`` is what it is called upstream.
 
     ``prefill``: the engine goes on from a partial answer (``ChatRequest.continue_from``) without repeating it.
+    ``json_resume``: it does so where JSON was asked for too, and the whole is one valid value.
     ``redact``: it takes personal data out of what it sends on, so that such a request may be put to it.
     """
 
