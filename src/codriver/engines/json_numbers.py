@@ -16,6 +16,7 @@ Flat = tuple[Item, ...]
 
 DIGITS = "0123456789"
 _MOST_NEW = 16
+_FRACTION: Flat = ((".", 1, 1), (DIGITS, 1, None))
 
 
 def number_flats(schema: dict[str, Any], whole: bool) -> list[Flat]:
@@ -34,9 +35,8 @@ def _unbounded(whole: bool) -> list[Flat]:
     head: list[Flat] = [(("-", 0, 1), ("0", 1, 1)), (("-", 0, 1), ("123456789", 1, 1), (DIGITS, 0, None))]
     if whole:
         return head
-    fraction: Flat = ((".", 1, 1), (DIGITS, 1, None))
     exponent: Flat = (("eE", 1, 1), ("+-", 0, 1), (DIGITS, 1, 2))
-    return [one + more for one in head for more in ((), fraction, exponent, fraction + exponent)]
+    return [one + more for one in head for more in ((), _FRACTION, exponent, _FRACTION + exponent)]
 
 
 def _from_to(low: float, high: float, whole: bool) -> list[Flat]:
@@ -44,14 +44,14 @@ def _from_to(low: float, high: float, whole: bool) -> list[Flat]:
     least = math.ceil(low)
     if math.isinf(high):
         first = _whole_from(least)
-        return first if whole else first + [flat + ((".", 1, 1), (DIGITS, 1, None)) for flat in first]
+        return first if whole else first + [(*flat, *_FRACTION) for flat in first]
     most = math.floor(high)
     if most < least:
         return []
     found = _between(least, most)
     if not whole:
-        found += [flat + ((".", 1, 1), (DIGITS, 1, None)) for flat in _between(least, most - 1)]
-        found += [flat + ((".", 1, 1), ("0", 1, None)) for flat in _between(most, most)]
+        found += [(*flat, *_FRACTION) for flat in _between(least, most - 1)]
+        found += [(*flat, (".", 1, 1), ("0", 1, None)) for flat in _between(most, most)]
     return found
 
 

@@ -65,6 +65,7 @@ class JsonText:
         except RecursionError:
             pass
         self.text = before
+        self._whole = {place: end for place, end in self._whole.items() if end < len(before)}
         return False
 
     @property
@@ -73,9 +74,16 @@ class JsonText:
         end = self._end_of(self._schema, self._skip(0))
         return end is not None and self._skip(end) == len(self.text)
 
+    @property
+    def is_closed(self) -> bool:
+        """True for a whole value that nothing but white space can follow: a number may have more digits."""
+        return self.complete and not any(self._rests())
+
     def grammar(self) -> str | None:
         """What may follow, in GBNF; ``None`` where nothing may, or need."""
-        rests = [] if self.complete else self._rests()
+        rests = self._rests()
+        if self.complete:
+            rests = [*rests, ""] if any(rests) else []
         return self._rules.grammar(either(rests)) if rests else None
 
     # ------------------------------------------------------------ the open end

@@ -135,8 +135,8 @@ def _grammar(request: ChatRequest, dialect: Dialect) -> tuple[str | None, bool]:
     """A grammar of ours, and whether it writes tool calls as text.
 
     Compact JSON takes a third fewer tokens than llama.cpp's own free white space. JSON that has begun gets a grammar of
-    its rest. llama.cpp moves the grammars it makes itself past what is there already, and refuses a part that they do
-    not fit, as one in another order; one that it is given begins at the seam. What is left to it is what ours cannot do.
+    its rest: one that llama.cpp is given begins at the seam. Those it makes itself it moves past what is there already,
+    and it refuses a part that they do not fit, as one in another order; it is left what ours cannot do.
     """
     form = request.response_format
     if _tells_tools(request, dialect):

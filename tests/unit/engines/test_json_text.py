@@ -213,6 +213,15 @@ def test_a_schema_that_cannot_be_followed_is_known_beforehand(schema: Any) -> No
     assert text_for(schema) is None
 
 
+def test_what_was_refused_is_forgotten() -> None:
+    text = JsonText()
+    assert text.add("{")
+    assert not text.add('"" ! ')
+    assert text.add('"')
+    assert text.add('a": 1}')
+    assert text.complete
+
+
 def test_a_deep_text_is_refused_and_does_no_harm() -> None:
     text = JsonText({})
     assert not text.add("[" * 100_000)
