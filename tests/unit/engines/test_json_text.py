@@ -150,9 +150,10 @@ def test_it_makes_no_difference_in_what_pieces_a_text_comes(case: tuple[Any, Any
 @pytest.mark.parametrize(
     "wrong",
     [
-        "```", "Here", '{"city": 1', '{"km": 151', '{"km": 1.', '{"open": n', '{"city": "Ulm", "city"x', '{"city": "Ulm"]',
-        '{"city": "aaaaaaaaaaaaa', '{"plugs": ["X', '{"plugs": ["CCS", "CCS", "CCS", ', '{"share": 1.5', "{}", '{"km": 01',
-        '{"city": "\\ud800"', '{"city": "\\x', '{"city": "a\nb', '{"km": 1, "city": "Ulm", "open": true}}', "[", '{"km": NaN',
+        "```", "Here", '{"city": 1', '{"km": 151', '{"km": 1.', '{"open": n', '{"city": "Ulm", "city"x', "[",
+        '{"city": "Ulm"]', '{"city": "aaaaaaaaaaaaa', '{"plugs": ["X', '{"plugs": ["CCS", "CCS", "CCS", ',
+        '{"share": 1.5', "{}", '{"km": 01', '{"city": "\\ud800"', '{"city": "\\x', '{"city": "a\nb',
+        '{"km": 1, "city": "Ulm", "open": true}}', '{"km": NaN',
         '{,', '{"city" "', '{"city":: ',
     ],
 )  # fmt: skip
@@ -205,8 +206,8 @@ def test_any_object_is_what_json_object_asks_for() -> None:
         {"$ref": "#/x"}, {"oneOf": [{}]}, {"type": "string", "pattern": "a"}, {"anyOf": [{}], "type": "string"}, False,
         {"type": "number", "minimum": 0.2, "maximum": 0.8}, {"type": "string", "minLength": 3, "maxLength": 2},
         {"type": "string", "minLength": 10_000}, {"type": "integer", "maximum": 1e300}, {"enum": []},
-        {"type": "object", "required": ["a"]}, {"type": "array", "items": {"$ref": "#"}}, {"type": "string", "maxLength": "3"},
-        {"type": "integer", "enum": ["x"]},
+        {"type": "object", "required": ["a"]}, {"type": "array", "items": {"$ref": "#"}},
+        {"type": "string", "maxLength": "3"}, {"type": "integer", "enum": ["x"]},
     ],
 )  # fmt: skip
 def test_a_schema_that_cannot_be_followed_is_known_beforehand(schema: Any) -> None:
