@@ -22,6 +22,7 @@ Capability = Literal[
     "tensors",
     "tools",
     "json_schema",
+    "json_resume",
     "logprobs",
     "prefill",
     "verify",
@@ -62,6 +63,7 @@ class EngineCard:
 
     ``prefill``: the engine goes on from a partial answer (``ChatRequest.continue_from``) without repeating it.
     ``verify``: it keeps what it agrees with of a draft (``ChatRequest.draft``) and goes on from there.
+    ``json_resume``: it does so where JSON was asked for too, and the whole is one valid value.
     ``redact``: it takes personal data out of what it sends on, so that such a request may be put to it.
     """
 

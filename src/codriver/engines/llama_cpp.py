@@ -38,7 +38,9 @@ from .llama_cpp_tools import CallReader, wire_free
 from .openai_formats import decode_text
 from .openai_link import Expiry
 
-_CAPABILITIES: frozenset[Capability] = frozenset({"chat", "completions", "tools", "json_schema", "logprobs", "prefill"})
+_CAPABILITIES: frozenset[Capability] = frozenset(
+    {"chat", "completions", "tools", "json_schema", "json_resume", "logprobs", "prefill"}
+)
 _PROGRESS = b'"prompt_progress":'
 
 

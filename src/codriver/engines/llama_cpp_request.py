@@ -29,6 +29,7 @@ from codriver.core.messages import ChatRequest, ImagePart, Message
 
 from . import llama_cpp_tools as tools
 from .json_subset import fits
+from .json_text import text_for
 from .openai_formats import CHAT_ONLY, text_changes
 
 # Ours to set, never the client's: they choose slots and caches.
@@ -111,24 +112,31 @@ def _tells_tools(request: ChatRequest, dialect: Dialect) -> bool:
     return not dialect.native_tools or (tools.must_call(request) and not request.continue_from)
 
 
+def _begun(request: ChatRequest) -> str:
+    """What the answer begins with: a trailing assistant message is taken so by llama.cpp, and more may follow it."""
+    last = request.messages[-1] if request.messages else None
+    begun = last.text() if last is not None and last.role == "assistant" and not last.tool_calls else ""
+    return begun + (request.continue_from or "")
+
+
 def _messages(request: ChatRequest, dialect: Dialect) -> list[Message]:
     messages = list(request.messages)
     if request.tools and _tells_tools(request, dialect):
         messages = tools.describe(messages, request.tools)
     if request.continue_from:
         # A trailing assistant message is taken as the beginning of the answer, and two of them are refused.
-        begun = ""
         if messages and messages[-1].role == "assistant" and not messages[-1].tool_calls:
-            begun = messages.pop().text()
-        messages.append(Message(role="assistant", content=begun + request.continue_from))
+            messages.pop()
+        messages.append(Message(role="assistant", content=_begun(request)))
     return messages
 
 
 def _grammar(request: ChatRequest, dialect: Dialect) -> tuple[str | None, bool]:
     """A grammar of ours, and whether it writes tool calls as text.
 
-    Compact JSON takes a third fewer tokens than llama.cpp's own free white space. A continued answer goes llama.cpp's
-    way: it moves its grammar past what is there already.
+    Compact JSON takes a third fewer tokens than llama.cpp's own free white space. JSON that has begun gets a grammar of
+    its rest: one that llama.cpp is given begins at the seam. Those it makes itself it moves past what is there already,
+    and it refuses a part that they do not fit, as one in another order; it is left what ours cannot do.
     """
     form = request.response_format
     if _tells_tools(request, dialect):
@@ -136,7 +144,12 @@ def _grammar(request: ChatRequest, dialect: Dialect) -> tuple[str | None, bool]:
             return None, False
         grammar = tools.call_grammar(request)
         return grammar, grammar is not None
-    if form is None or form.type == "text" or request.tools or request.continue_from or dialect.thinks:
+    if form is None or form.type == "text" or request.tools:
+        return None, False
+    if begun := _begun(request):
+        text = text_for(form.json_schema.schema if form.json_schema else None)
+        return (text.grammar() if text is not None and text.add(begun) else None), False
+    if dialect.thinks:
         return None, False
     schema = form.json_schema.schema if form.json_schema else {"type": "object"}
     return (tools.json_grammar(schema) if schema and fits(schema) else None), False

@@ -3,7 +3,8 @@
 What it promises. A stream that ends without an error is one complete answer, also where an engine only says that it
 is. Time limits fire even when an engine never sends a byte. A death before the client has anything is invisible; one
 after it follows the attempt's policy (resume, restart, declare). An answer that must be whole to be worth anything
-(JSON, tool calls) is delivered whole while another engine could still take over, so that it is never spliced from two.
+(tool calls, JSON that not every other engine could finish) is delivered whole while another engine could still take
+over, so that it is never spliced from two; other JSON is followed, and is valid wherever it was spliced.
 While the link is down the cloud is neither tried nor blamed.
 """
 
@@ -35,6 +36,7 @@ from codriver.core.wire import changed
 from codriver.observe.spans import start_attempt
 
 from .config import RouteConfig
+from .follow import Followed
 from .gate import GateKeeper
 from .hedge import Race
 from .lead import HandedOver
@@ -74,6 +76,7 @@ class Run:
         self._deadline = self._by(plan.deadline_s, deadline)
         self._queue = deque(plan.attempts)
         self._shaper = Shaper(request)
+        self._json = Followed(request)
         self._held: Live | None = None
         self._cut: tuple[Attempt, CodriverError] | None = None
         self._errors: list[CodriverError] = []
@@ -107,6 +110,8 @@ class Run:
                     try:
                         async for chunk in stream:
                             for ready in self._ready(live, chunk):
+                                if live.follows:
+                                    self._json.take(ready, live.attempt.engine)
                                 yield self._shaper.deliver(ready)
                                 if self._held is not None:
                                     await self._drop_held()
@@ -123,8 +128,8 @@ class Run:
                 finally:
                     if live is not self._held:
                         await self._end(live)
-                if self._is_full():
-                    yield self._shaper.close("length", self._extension(live))
+                if (reason := self._full()) is not None:
+                    yield self._shaper.close(reason, self._extension(live))
                     return
             raise self._told(self._verdict())
         finally:
@@ -287,7 +292,9 @@ class Run:
     def _source(self, live: Live) -> AsyncGenerator[ChatChunk, None]:
         """The attempt's chunks from here on, and the shaper made ready for them."""
         gate = live.attempt.gate
-        live.whole = self._must_be_whole(live.attempt) and (bool(self._queue) or self._held is not None)
+        live.follows = self._can_pass_on(live.attempt)
+        replaceable = bool(self._queue) or self._held is not None
+        live.whole = replaceable and not live.follows and self._must_be_whole(live.attempt)
         self._shaper.begin(not goes_on(self._request, self._lineup.engines[live.attempt.engine].card))
         if live.kept:
             return live.rest()
@@ -310,6 +317,12 @@ class Run:
         if request.tools or (request.n or 1) > 1 or (wants is not None and wants.type != "text"):
             return True
         return not request.stream and attempt.on_late_death != "resume"
+
+    def _can_pass_on(self, attempt: Attempt) -> bool:
+        """True for JSON that whoever is left can finish, or that has been passed on already."""
+        left = {one.engine for one in [*self._queue, *self._drafters()]}
+        passes = attempt.on_late_death == "resume" and bool(left or self._shaper.begun)
+        return passes and self._json.can_pass_on(self._lineup.engines[name].card for name in left)
 
     def _request_for(self, attempt: Attempt) -> ChatRequest:
         card = self._lineup.engines[attempt.engine].card
@@ -398,16 +411,20 @@ class Run:
         if not self._shaper.begun:
             return
         self._cut = (live.attempt, error)
-        unfit = self._must_be_whole(live.attempt) or self.answer.tool_calls_begun
+        unfit = (not live.follows and self._must_be_whole(live.attempt)) or self.answer.tool_calls_begun
         if live.attempt.on_late_death == "declare" or (unfit and live.attempt.on_late_death == "resume"):
             self._queue.clear()
         elif not self._queue:
             self._queue.extend(self._drafters())
 
-    def _is_full(self) -> bool:
-        """True when the engine died after the last token that the request allows: only the end is missing."""
+    def _full(self) -> str | None:
+        """How the answer ends where the engine died after its last token, and only the end is missing."""
         limit = self._request.limit_tokens
-        return self._cut is not None and limit is not None and self.answer.text_pieces >= limit
+        if self._cut is None:
+            return None
+        if self._json.is_whole:
+            return "stop"
+        return "length" if limit is not None and self.answer.text_pieces >= limit else None
 
     def _drafters(self) -> list[Attempt]:
         """Engines whose draft was rejected can still finish what a better engine began."""

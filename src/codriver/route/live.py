@@ -63,7 +63,8 @@ class Rejected(Exception):
 class Live:
     """``deadline`` is the attempt's own; ``choices`` how many answers were asked for; ``probe`` whether the engine's
     breaker hangs on it; ``settled`` whether its end is booked. ``kept`` are chunks of a draft that nobody has been
-    given yet, ``unready`` those of an answer that is given out only ``whole``.
+    given yet, ``unready`` those of an answer that is given out only ``whole``; ``follows``: it is JSON that another
+    engine can finish.
 
     Only waiting for the engine counts against its limits and its pace: a client that is slow to take what it is given
     is not the engine's fault.
@@ -84,6 +85,7 @@ class Live:
     worked_s: float = 0.0
     kept: list[ChatChunk] = field(default_factory=list)
     whole: bool = False
+    follows: bool = False
     unready: list[ChatChunk] = field(default_factory=list)
     started_s: float = field(init=False)
     _begun: set[int] = field(default_factory=set)

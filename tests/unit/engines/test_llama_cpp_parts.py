@@ -33,6 +33,7 @@ from codriver.engines.llama_cpp_calls import BareCallReader
 from codriver.engines.llama_cpp_request import Dialect, prepare, refusal
 from codriver.engines.llama_cpp_slots import Slots, history_of
 from codriver.engines.llama_cpp_tools import CallReader, call_grammar, describe
+from tests.unit.engines.gbnf import Gbnf
 
 PLAIN = Dialect("car", native_tools=False, thinks=False)
 NATIVE = Dialect("car", native_tools=True, thinks=False)
@@ -80,7 +81,23 @@ def test_known_schemas_get_the_compact_grammar_and_others_llama_cpps_own() -> No
         assert "grammar" not in body(user(response_format=form(schema)))
     thinking = Dialect("car", native_tools=False, thinks=True)
     assert "grammar" not in body(user(response_format=form(NUMBER)), thinking)
-    assert "grammar" not in body(user(response_format=form(NUMBER), continue_from="{"))
+    assert "grammar" not in body(user(response_format=form({"oneOf": [NUMBER]}), continue_from="{"))
+
+
+def test_json_that_has_begun_gets_a_grammar_of_its_rest() -> None:
+    form = ResponseFormat(type="json_schema", json_schema=JsonSchema(schema=NUMBER))
+    whole = user(response_format=form, continue_from='{"celsius": 2')
+    begun = ChatRequest(messages=[*user().messages, Message(role="assistant", content='{"cel')], response_format=form)
+    both = msgspec.structs.replace(begun, continue_from='sius": 2')
+    for request in (whole, both):
+        sent = body(request)
+        assert "response_format" not in sent
+        assert Gbnf(sent["grammar"]).accepts("1.5}") and not Gbnf(sent["grammar"]).accepts('{"celsius": 21.5}')
+        assert sent["messages"][-1] == {"role": "assistant", "content": '{"celsius": 2'}
+    assert Gbnf(body(begun)["grammar"]).accepts('sius": 21.5}')
+    for other in ("prose", '{"celsius": 2}'):  # llama.cpp refuses the one and ends the other
+        sent = body(user(response_format=form, continue_from=other))
+        assert "grammar" not in sent and sent["response_format"]
 
 
 def test_the_schema_subset() -> None:
