@@ -110,7 +110,7 @@ class RequestOptions(Wire, forbid_unknown_fields=True):
     ``deadline_ms`` bounds the whole answer, ``first_token_ms`` the wait for its first token, ``inter_token_ms`` each
     gap after it. ``failover`` says what to do when an engine dies in mid-answer. ``session`` names a conversation
     whose history is kept in the vehicle; each API key has its own names. ``budget_usd`` caps what the answer may cost.
-    ``privacy``: the strictest word counts, of headers, body and duplicates alike; of other duplicate members the last.
+    ``privacy``: the strictest word counts, of headers and body alike. A body that says a member twice is refused.
     ``priority``: a background request gives way to the driver's when there is not room for all.
     ``entities`` are names (of people, of places) that ``redact`` hides wherever they stand.
     """

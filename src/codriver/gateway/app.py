@@ -41,6 +41,7 @@ from .auth import ApiKeys
 from .config import GatewayConfig
 from .console import NO_CONSOLE, Console, NoConsole
 from .exchange import ClientGone, Exchange, Receive, Scope, Send
+from .parsing import refuse_ambiguous
 
 log = logging.getLogger("codriver.gateway")
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -186,7 +187,9 @@ class Gateway:
     async def _ask(self, exchange: Exchange, *, parse: Parse, respond: Respond) -> None:
         task = self._admit(exchange)
         try:
-            request, options = parse(exchange, await exchange.body(self._config))
+            body = await exchange.body(self._config)
+            request, options = parse(exchange, body)
+            refuse_ambiguous(body)
             least = self._keys.least_privacy(exchange.caller)
             if least != "any":
                 options = _at_least(least, request, options)
@@ -254,7 +257,9 @@ class Gateway:
 
     async def _ollama_show(self, exchange: Exchange) -> None:
         self._keys.check(exchange.head.authorization)
-        name = ollama_pages.shown_model(await exchange.body(self._config))
+        body = await exchange.body(self._config)
+        name = ollama_pages.shown_model(body)
+        refuse_ambiguous(body)
         await exchange.answer(ollama_pages.show(name, self._engine(name).card, self._created_s))
 
     async def _ollama_version(self, exchange: Exchange) -> None:

@@ -17,7 +17,6 @@ from codriver.core.parsing import parse_as
 from codriver.core.wire import encode
 
 from .exchange import Exchange
-from .parsing import strictest
 
 
 class _Options(msgspec.Struct):
@@ -31,7 +30,7 @@ def parse(exchange: Exchange, body: bytes) -> tuple[EmbedRequest, RequestOptions
     """Errors: :class:`MalformedBody`; :class:`UnsupportedParameter` for control that an embedding cannot honour."""
     request = parse_embed(body)
     given: _Options = parse_as(_decoder, body)
-    options = exchange.head.request_options(strictest(given.codriver, body))
+    options = exchange.head.request_options(given.codriver)
     for field in ("policy", "engine", "privacy", "failover", "budget_usd"):
         if options is not None and getattr(options, field) is not None:
             raise UnsupportedParameter(

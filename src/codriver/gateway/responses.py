@@ -172,7 +172,7 @@ def parse(exchange: Exchange, body: bytes) -> tuple[Asked, RequestOptions | None
     if request.tools:
         request.tool_choice = _choice(asked.tool_choice)
         request.parallel_tool_calls = asked.parallel_tool_calls
-    request = question(exchange, body, request, None, _NAMES)
+    request = question(exchange, request, None, _NAMES)
     return Asked(request, ResponseWriter(_told_back(asked))), request.codriver
 
 
