@@ -349,7 +349,7 @@ class Tensors(msgspec.Struct, frozen=True):
 _chat_decoder = msgspec.json.Decoder(ChatRequest)
 _embed_decoder = msgspec.json.Decoder(EmbedRequest)
 # OpenAI's ranges, both ends allowed. It takes four texts in ``stop``; servers of open models take more.
-_RANGES: tuple[tuple[str, float, float], ...] = (
+RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_tokens", 1, (1 << 31) - 1),
     ("max_completion_tokens", 1, (1 << 31) - 1),
     ("temperature", 0, 2),
@@ -367,7 +367,7 @@ def refuse_out_of_range(request: ChatRequest) -> None:
 
     Every request comes through here: well under a microsecond.
     """
-    for name, least, most in _RANGES:
+    for name, least, most in RANGES:
         value = getattr(request, name)
         if value is not None and not least <= value <= most:
             raise MalformedBody(f"'{name}' is {value}, and must be from {least} to {most}.", param=name)

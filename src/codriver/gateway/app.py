@@ -35,7 +35,19 @@ from codriver.observe.logs import where
 from codriver.observe.metrics import Metrics
 from codriver.observe.spans import start_request
 
-from . import chat, completions, embeddings, messages, ollama, ollama_embed, ollama_pages, pages, responses, shapes
+from . import (
+    chat,
+    completions,
+    embeddings,
+    messages,
+    ollama,
+    ollama_embed,
+    ollama_pages,
+    openapi,
+    pages,
+    responses,
+    shapes,
+)
 from .admission import Admission
 from .auth import ApiKeys
 from .config import GatewayConfig
@@ -90,12 +102,15 @@ class Gateway:
             "/v1/models/{id}": {"GET": self._one_model},
             "/healthz": {"GET": self._health},
             "/metrics": {"GET": self._metrics_page},
+            "/openapi.json": {"GET": self._description_page},
         }
+        self._description = b""
 
     def show(self, console: Console) -> None:
         """Serve the console's page as well, and tell it what becomes of requests."""
         self._console = console
         self._routes |= console.routes(self._keys)
+        self._description = b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -272,6 +287,10 @@ class Gateway:
         self._keys.check(exchange.head.authorization)
         page, content_type = self._metrics.render()
         await exchange.answer(page, 200, [(b"content-type", content_type.encode())])
+
+    async def _description_page(self, exchange: Exchange) -> None:
+        self._description = self._description or openapi.describe(self._routes)
+        await exchange.answer(self._description)
 
 
 def _refuse_leak(engine: Engine, options: RequestOptions | None) -> None:
