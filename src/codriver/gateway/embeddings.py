@@ -23,6 +23,8 @@ class _Options(msgspec.Struct):
     codriver: RequestOptions | None = None
 
 
+# Control that chooses or watches an engine: a vector is of use beside those of its own model only.
+REFUSED = ("policy", "engine", "privacy", "failover", "budget_usd")
 _decoder = msgspec.json.Decoder(_Options)
 
 
@@ -31,7 +33,7 @@ def parse(exchange: Exchange, body: bytes) -> tuple[EmbedRequest, RequestOptions
     request = parse_embed(body)
     given: _Options = parse_as(_decoder, body)
     options = exchange.head.request_options(given.codriver)
-    for field in ("policy", "engine", "privacy", "failover", "budget_usd"):
+    for field in REFUSED:
         if options is not None and getattr(options, field) is not None:
             raise UnsupportedParameter(
                 f"'codriver.{field}' is not supported for embeddings: name the model that should make them.",

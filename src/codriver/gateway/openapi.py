@@ -1,8 +1,8 @@
 """``GET /openapi.json``: the gateway's own HTTP API, described in OpenAPI 3.1.
 
 Made from the structs that bodies are parsed into, the ranges and headers that are checked, and the tree of errors, so
-that it says what the code does. Rule: every route of the gateway's table is in it, and nothing else. Limit: the events
-of streams are text here; their APIs' own references say what is in them.
+that it says what the code does. Rule: every route of the gateway's table is in it, and nothing else. Limit: what
+the events of streams hold is left to the references of their APIs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from codriver.core.errors import CodriverError, SetupError
 from codriver.core.messages import RANGES, ChatCompletion, ChatRequest, EmbedRequest, RequestOptions
 from codriver.core.wire import encode
 
+from . import embeddings
 from . import openapi_answers as answers
 from .completions import CompletionRequest, TextCompletion
 from .console import PREFIX
@@ -34,6 +35,8 @@ _REF = "#/components/schemas/{name}"
 _PAGES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml", "": "text/html"}
 # Before a route is known: a head that came too slowly, and one that is too large.
 _HEADERS = {header.decode(): field for header, field in OPTION_HEADERS.items()}
+_TIME = {"exclusiveMinimum": 0, "exclusiveMaximum": 1e9}
+_BOUNDS = {"deadline_ms": _TIME, "first_token_ms": _TIME, "inter_token_ms": _TIME, "budget_usd": {"minimum": 0}}
 _ANYWHERE = (408, 431)
 _ASKED = (400, 401, 403, 404, 413, 429, 500, 502, 503, 504)
 _READ = (400, 401, 500)
@@ -90,8 +93,10 @@ def describe(routes: Mapping[str, Iterable[str]]) -> bytes:
     _, schemas = msgspec.json.schema_components([*structs, *problems, *read_later], ref_template=_REF)
     for schema in schemas.values():
         _tidy(schema)
+    for field, bounds in _BOUNDS.items():
+        schemas["RequestOptions"]["properties"][field] |= bounds
     for body in {operation.body for operation in _OPERATIONS.values() if operation.body is not None}:
-        _limit(schemas[body.__name__]["properties"], _OWN_NAMES.get(body.__name__, {}))
+        _limit(schemas[body.__name__], _OWN_NAMES.get(body.__name__, {}))
     # What is parsed in a second step.
     schemas["EmbedRequest"]["properties"]["codriver"] = _ref(RequestOptions)
     for member, later in (("input", "InputItems"), ("tools", "FunctionTools")):
@@ -144,7 +149,9 @@ def _operation(path: str, operation: _Operation) -> dict[str, Any]:
         schema = _ref(operation.body)
         described["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
     if operation.fails is _ASKED:
-        described["parameters"] = [{"$ref": f"#/components/parameters/{header}"} for header in _HEADERS]
+        refused = embeddings.REFUSED if operation.body is EmbedRequest else ()
+        headers = [header for header, field in _HEADERS.items() if field not in refused]
+        described["parameters"] = [{"$ref": f"#/components/parameters/{header}"} for header in headers]
     return described
 
 
@@ -152,11 +159,11 @@ def _responses(path: str, operation: _Operation) -> Iterator[tuple[str, dict[str
     content: dict[str, Any] = {}
     if isinstance(operation.answer, str):
         if operation.answer:
-            content[operation.answer] = {"schema": {"type": "string"}}
+            content[operation.answer] = {} if operation.answer == EVENTS else {"schema": {"type": "string"}}
     else:
         content[JSON] = {"schema": _ref(operation.answer)}
     if operation.streams:
-        content[operation.streams] = {"schema": {"type": "string"}}
+        content[operation.streams] = {}
     yield str(operation.status), {"description": "The answer." if content else "Elsewhere.", "content": content}
     if path == "/healthz":
         yield "503", {"description": "None can.", "content": content}
@@ -195,7 +202,7 @@ def _option(header: str, field: str) -> dict[str, Any]:
         "name": header,
         "in": "header",
         "description": f"As 'codriver.{field}' in the body.",
-        "schema": {"enum": words} if words else known[0],
+        "schema": {"enum": words} if words else known[0] | _BOUNDS.get(field, {}),
     }
 
 
@@ -212,8 +219,15 @@ def _tidy(schema: dict[str, Any]) -> None:
         del properties[name]
 
 
-def _limit(properties: dict[str, Any], own_names: Mapping[str, str]) -> None:
-    """The ranges that are checked after parsing."""
+def _limit(schema: dict[str, Any], own_names: Mapping[str, str]) -> None:
+    """What is checked after parsing."""
+    properties = schema["properties"]
     for name, least, most in RANGES:
         if (limited := properties.get(own_names.get(name, name))) is not None:
             limited |= {"minimum": least, "maximum": most}
+    if schema["title"] in ("ChatRequest", "MessagesRequest"):
+        properties["messages"] = {name: told for name, told in properties["messages"].items() if name != "default"}
+        properties["messages"]["minItems"] = 1
+        schema["required"] = sorted({*schema.get("required", ()), "messages"})
+    if "encoding_format" in properties:
+        properties["input"] |= {"minLength": 1, "minItems": 1}
