@@ -110,7 +110,7 @@ class RequestOptions(Wire, forbid_unknown_fields=True):
     ``deadline_ms`` bounds the whole answer, ``first_token_ms`` the wait for its first token, ``inter_token_ms`` each
     gap after it. ``failover`` says what to do when an engine dies in mid-answer. ``session`` names a conversation
     whose history is kept in the vehicle; each API key has its own names. ``budget_usd`` caps what the answer may cost.
-    ``privacy``: the strictest word counts, of headers, body and duplicates alike; of other duplicate members the last.
+    ``privacy``: the strictest word counts, of headers and body alike. A body that says a member twice is refused.
     ``priority``: a background request gives way to the driver's when there is not room for all.
     ``entities`` are names (of people, of places) that ``redact`` hides wherever they stand.
     """
@@ -351,7 +351,7 @@ class Tensors(msgspec.Struct, frozen=True):
 _chat_decoder = msgspec.json.Decoder(ChatRequest)
 _embed_decoder = msgspec.json.Decoder(EmbedRequest)
 # OpenAI's ranges, both ends allowed. It takes four texts in ``stop``; servers of open models take more.
-_RANGES: tuple[tuple[str, float, float], ...] = (
+RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_tokens", 1, (1 << 31) - 1),
     ("max_completion_tokens", 1, (1 << 31) - 1),
     ("temperature", 0, 2),
@@ -369,7 +369,7 @@ def refuse_out_of_range(request: ChatRequest) -> None:
 
     Every request comes through here: well under a microsecond.
     """
-    for name, least, most in _RANGES:
+    for name, least, most in RANGES:
         value = getattr(request, name)
         if value is not None and not least <= value <= most:
             raise MalformedBody(f"'{name}' is {value}, and must be from {least} to {most}.", param=name)

@@ -24,7 +24,7 @@ def parse_as(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
         allowed = allowed_values(decoder.type, field or "") if "enum" in sentence else ""
         raise MalformedBody(f"The request body is not valid{where}: {sentence}.{allowed}", param=field) from error
     except UnicodeDecodeError as error:
-        raise MalformedBody(f"The request body is not valid JSON: {_where_not_utf8(body) or error}.") from error
+        raise MalformedBody(f"The request body is not valid JSON: {where_not_utf8(body) or error}.") from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise MalformedBody(f"The request body is not valid JSON: {error}.") from error
 
@@ -51,8 +51,10 @@ def _members(kind: Any) -> tuple[str, ...]:
     return tuple(getattr(kind, "__struct_fields__", ()))
 
 
-def _where_not_utf8(body: bytes) -> str:
-    """The decoder counts from the start of the text at fault, which tells a client nothing."""
+def where_not_utf8(body: bytes) -> str:
+    """What is wrong with bytes that are not UTF-8; empty where they are. A decoder of JSON counts from the start of the
+    text at fault, which tells a client nothing.
+    """
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import UpstreamMalformed
+from .errors import MalformedBody, UpstreamMalformed
 from .messages import (
     AnswerMessage,
     ChatChunk,
@@ -26,6 +26,8 @@ DONE = b"data: [DONE]\n\n"
 _encoder = msgspec.json.Encoder()
 _chunk_decoder = msgspec.json.Decoder(ChatChunk)
 _whole_decoder = msgspec.json.Decoder(ChatCompletion)
+# What decoding bytes from outside may raise: no JSON, no UTF-8, or nested more deeply than Python's stack.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _INTERNAL = ("__raw__", "__prompt__", "__continue_from__", "__draft__", "__caller__", "codriver")
 
 
@@ -36,25 +38,28 @@ class SseParser:
     """
 
     def __init__(self, limit_bytes: int = 8 << 20) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()  # a line that has not ended yet
         self._limit_bytes = limit_bytes
         self._data: list[bytes] = []
+        self._data_bytes = 0  # of the lines behind ``_data``: one that holds no data takes memory too
 
     def feed(self, received: bytes) -> list[bytes]:
-        self._buffer += received
-        if b"\n" not in received:
-            self._check_size()
-            return []
-        *lines, self._buffer = self._buffer.split(b"\n")
+        lines = received.split(b"\n")
+        if self._buffer and len(lines) > 1:
+            lines[0] = bytes(self._buffer) + lines[0]
+            self._buffer.clear()
+        self._buffer += lines.pop()
         events: list[bytes] = []
         for raw_line in lines:
+            self._check_size(len(raw_line))
             line = raw_line[:-1] if raw_line.endswith(b"\r") else raw_line
             if line.startswith(b"data:"):
                 self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+                self._data_bytes += len(raw_line) + 1
             elif not line and self._data:
                 events.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
-                self._data = []
-        self._check_size()
+                self._data, self._data_bytes = [], 0
+        self._check_size(len(self._buffer))
         return events
 
     @property
@@ -62,8 +67,8 @@ class SseParser:
         """True when the stream so far ends inside an event: it was cut."""
         return bool(self._buffer.strip() or self._data)
 
-    def _check_size(self) -> None:
-        if len(self._buffer) + sum(map(len, self._data)) > self._limit_bytes:
+    def _check_size(self, line_bytes: int) -> None:
+        if self._data_bytes + line_bytes > self._limit_bytes:
             raise UpstreamMalformed(f"A stream event is larger than {self._limit_bytes} bytes.")
 
 
@@ -71,7 +76,7 @@ def decode_chunk(payload: bytes) -> ChatChunk:
     """One stream event as a chunk that remembers its bytes. Errors: :class:`UpstreamMalformed`."""
     try:
         chunk = _chunk_decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise UpstreamMalformed(f"A stream event is not a chat completion chunk: {error}.") from error
     chunk.raw = payload
     return chunk
@@ -81,7 +86,7 @@ def decode_whole(body: bytes) -> ChatChunk:
     """A non-streamed ``chat.completion`` body as one ``whole`` chunk. Errors: :class:`UpstreamMalformed`."""
     try:
         whole = _whole_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise UpstreamMalformed(f"The answer is not a chat completion: {error}.") from error
     choices = [
         ChunkChoice(index=c.index, delta=_as_delta(c.message), logprobs=c.logprobs, finish_reason=c.finish_reason)
@@ -112,6 +117,26 @@ def _as_delta(message: AnswerMessage) -> Delta:
         reasoning_content=reasoning,
         tool_calls=calls,
     )
+
+
+def request_members(raw: bytes) -> dict[str, Any]:
+    """All members of a request's bytes, to change them. Parsing skipped those that nobody here knows; what is wrong in
+    them comes out now. Errors: :class:`MalformedBody`.
+    """
+    try:
+        members: dict[str, Any] = msgspec.json.decode(raw)
+    except UNREADABLE as error:
+        raise MalformedBody(f"The request body is not valid JSON: {error}.") from error
+    return members
+
+
+def chunk_members(raw: bytes) -> dict[str, Any]:
+    """All members of a chunk's bytes, to change them. Errors: :class:`UpstreamMalformed`."""
+    try:
+        members: dict[str, Any] = msgspec.json.decode(raw)
+    except UNREADABLE as error:
+        raise UpstreamMalformed(f"A stream event is not valid JSON: {error}.") from error
+    return members
 
 
 def encode(value: Any) -> bytes:
@@ -148,7 +173,7 @@ def with_extension(chunk: ChatChunk, extension: dict[str, Any]) -> ChatChunk:
     if chunk.codriver:
         extension = {**extension, "upstream": chunk.codriver}
         if raw:
-            members = msgspec.json.decode(raw)
+            members = chunk_members(raw)
             members.pop("codriver", None)
             raw = _encoder.encode(members)
     if raw:
@@ -163,7 +188,7 @@ def changed(request: ChatRequest, **members: Any) -> ChatRequest:
     """
     raw = request.raw
     if raw is not None:
-        body: dict[str, Any] = msgspec.json.decode(raw)
+        body = request_members(raw)
         for name, value in members.items():
             if name in ("continue_from", "draft"):
                 continue  # never part of a body: each engine has its own way to say it
@@ -184,7 +209,7 @@ def upstream_body(request: ChatRequest, changes: dict[str, Any], drop: tuple[str
     same = all(key in known and known[key] == value for key, value in changes.items())
     if request.raw is not None and same and request.codriver is None and not drop:
         return request.raw
-    body: dict[str, Any] = msgspec.json.decode(request.raw or _encoder.encode(request))
+    body = request_members(request.raw or _encoder.encode(request))
     for key in (*_INTERNAL, *drop):
         body.pop(key, None)
     body.update(changes)
@@ -193,12 +218,15 @@ def upstream_body(request: ChatRequest, changes: dict[str, Any], drop: tuple[str
 
 __all__ = [
     "DONE",
+    "UNREADABLE",
     "SseParser",
     "changed",
+    "chunk_members",
     "decode_chunk",
     "decode_whole",
     "encode",
     "encode_chunk",
+    "request_members",
     "splice",
     "sse",
     "upstream_body",

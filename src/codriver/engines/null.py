@@ -17,7 +17,13 @@ from codriver.core.clock import SYSTEM_CLOCK, Clock
 from codriver.core.config import setting
 from codriver.core.deadline import Deadline
 from codriver.core.engine import Capability, EngineCard, Health
-from codriver.core.errors import DeadlineExceeded, EngineUnavailable, PromptTooLong, UnsupportedModality
+from codriver.core.errors import (
+    DeadlineExceeded,
+    EngineUnavailable,
+    PromptTooLong,
+    UnsupportedModality,
+    UnsupportedParameter,
+)
 from codriver.core.messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, TensorRequest, Tensors
 
 from . import scripted
@@ -26,6 +32,8 @@ from .scripted import Script, cut
 CAPABILITIES: frozenset[Capability] = frozenset(
     {"chat", "completions", "embeddings", "tools", "json_schema", "logprobs", "prefill"}
 )
+# A schema may ask for a list of any length.
+_INSTANCE_CHARS = 100_000
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ class Null:
         text = self._config.text
         if request.response_format is not None and request.response_format.type != "text":
             wanted = request.response_format.json_schema
-            text = json.dumps(smallest(wanted.schema if wanted else {"type": "object"}))
+            text = _instance(wanted.schema if wanted else {"type": "object"}, "response_format")
         pieces = cut(text)
         return Script(pieces, prompt_tokens, logprobs=(self._config.logprob,) * len(pieces))
 
@@ -123,7 +131,15 @@ def _required_tool(request: ChatRequest) -> tuple[str, str] | None:
         return None
     named = choice.get("function", {}).get("name") if isinstance(choice, dict) else None
     spec = next((tool.function for tool in request.tools if tool.function.name == named), request.tools[0].function)
-    return spec.name, json.dumps(smallest(spec.parameters or {"type": "object"}))
+    return spec.name, _instance(spec.parameters or {"type": "object"}, "tools")
+
+
+def _instance(schema: dict[str, Any], param: str) -> str:
+    """JSON of the smallest instance. Errors: :class:`UnsupportedParameter` where the schema is broken or asks much."""
+    try:
+        return json.dumps(smallest(schema))
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError):
+        raise UnsupportedParameter("The null engine cannot make an instance of this schema.", param=param) from None
 
 
 def smallest(schema: dict[str, Any]) -> Any:
@@ -142,14 +158,22 @@ def smallest(schema: dict[str, Any]) -> Any:
             properties = schema.get("properties", {})
             return {name: smallest(properties.get(name, {})) for name in schema.get("required", [])}
         case "array":
-            return [smallest(schema.get("items", {}))] * int(schema.get("minItems", 0))
+            count = int(schema.get("minItems", 0))
+            return _few([smallest(schema.get("items", {}))] if count else [], count)
         case "string":
-            return "x" * int(schema.get("minLength", 0))
+            return _few("x", int(schema.get("minLength", 0)))
         case "integer" | "number":
             return schema.get("minimum", min(0, schema.get("maximum", 0)))
         case "boolean":
             return False
     return None
+
+
+def _few(piece: Any, count: int) -> Any:
+    """``piece`` so many times. Errors: :class:`ValueError` where that is a lot."""
+    if count * len(json.dumps(piece)) > _INSTANCE_CHARS:
+        raise ValueError
+    return piece * count
 
 
 def _unit_vector(text: str, length: int) -> list[float]:

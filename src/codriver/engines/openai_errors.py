@@ -26,6 +26,7 @@ from codriver.core.errors import (
     UpstreamMalformed,
     UpstreamRejected,
 )
+from codriver.core.wire import UNREADABLE
 
 from .http_answer import CannotConnect, ConnectTimedOut, HttpFailure, NotHttp
 
@@ -43,7 +44,7 @@ def error_in(body: bytes) -> dict[str, Any] | None:
     """The error object of a JSON body, in any of the shapes servers use; ``None`` when there is none."""
     try:
         decoded = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
     if not isinstance(decoded, dict):
         return None

@@ -99,7 +99,7 @@ def decode_text(payload: bytes) -> ChatChunk:
     """A ``text_completion`` (a stream event or a whole body) as a chat chunk. Errors: :class:`UpstreamMalformed`."""
     try:
         found = _text_decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except wire.UNREADABLE as error:
         raise UpstreamMalformed(f"The answer is not a text completion: {error}.") from error
     choices = [
         ChunkChoice(
@@ -128,7 +128,7 @@ def decode_chat(body: bytes) -> ChatChunk:
             loose = msgspec.json.decode(body)
             choices = [{"index": 0, "logprobs": None, "finish_reason": None, **choice} for choice in loose["choices"]]
             full = {"id": "", "created": 0, "model": "", **loose, "choices": choices}
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
+        except (*wire.UNREADABLE, KeyError, TypeError):
             raise error from None
         chunk = wire.decode_whole(msgspec.json.encode(full))
     chunk.raw = body
@@ -158,7 +158,7 @@ def decode_embeddings(body: bytes, count: int, model: str) -> Embeddings:
         found = _vector_decoder.decode(body)
         ordered = sorted(found.data, key=lambda item: item.index)
         vectors = [_unit(_floats(item.embedding)) for item in ordered]
-    except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error, struct.error) as error:
+    except (*wire.UNREADABLE, binascii.Error, struct.error) as error:
         raise UpstreamMalformed(f"The answer is not a list of embeddings: {error}.") from error
     if len(vectors) != count or len({len(vector) for vector in vectors}) > 1:
         raise UpstreamMalformed(f"The answer holds {len(vectors)} embeddings of unequal use for {count} texts.")

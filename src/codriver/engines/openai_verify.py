@@ -105,7 +105,7 @@ def verdict(answer: bytes, draft: str, least: float) -> Verdict:
     try:
         scored = _decoder.decode(answer)
         choice = scored.choices[0]
-    except (msgspec.DecodeError, UnicodeDecodeError, IndexError) as error:
+    except (*wire.UNREADABLE, IndexError) as error:
         raise UpstreamMalformed(f"The server did not score the draft (prompt_logprobs): {error}.") from error
     # Chat templates strip a message's white space.
     draft = draft.strip()

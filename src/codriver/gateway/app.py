@@ -35,12 +35,25 @@ from codriver.observe.logs import where
 from codriver.observe.metrics import Metrics
 from codriver.observe.spans import start_request
 
-from . import chat, completions, embeddings, messages, ollama, ollama_embed, ollama_pages, pages, responses, shapes
+from . import (
+    chat,
+    completions,
+    embeddings,
+    messages,
+    ollama,
+    ollama_embed,
+    ollama_pages,
+    openapi,
+    pages,
+    responses,
+    shapes,
+)
 from .admission import Admission
 from .auth import ApiKeys
 from .config import GatewayConfig
 from .console import NO_CONSOLE, Console, NoConsole
 from .exchange import ClientGone, Exchange, Receive, Scope, Send
+from .parsing import refuse_ambiguous
 
 log = logging.getLogger("codriver.gateway")
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -89,12 +102,15 @@ class Gateway:
             "/v1/models/{id}": {"GET": self._one_model},
             "/healthz": {"GET": self._health},
             "/metrics": {"GET": self._metrics_page},
+            "/openapi.json": {"GET": self._description_page},
         }
+        self._description = b""
 
     def show(self, console: Console) -> None:
         """Serve the console's page as well, and tell it what becomes of requests."""
         self._console = console
         self._routes |= console.routes(self._keys)
+        self._description = b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -186,7 +202,9 @@ class Gateway:
     async def _ask(self, exchange: Exchange, *, parse: Parse, respond: Respond) -> None:
         task = self._admit(exchange)
         try:
-            request, options = parse(exchange, await exchange.body(self._config))
+            body = await exchange.body(self._config)
+            request, options = parse(exchange, body)
+            refuse_ambiguous(body)
             least = self._keys.least_privacy(exchange.caller)
             if least != "any":
                 options = _at_least(least, request, options)
@@ -254,7 +272,9 @@ class Gateway:
 
     async def _ollama_show(self, exchange: Exchange) -> None:
         self._keys.check(exchange.head.authorization)
-        name = ollama_pages.shown_model(await exchange.body(self._config))
+        body = await exchange.body(self._config)
+        name = ollama_pages.shown_model(body)
+        refuse_ambiguous(body)
         await exchange.answer(ollama_pages.show(name, self._engine(name).card, self._created_s))
 
     async def _ollama_version(self, exchange: Exchange) -> None:
@@ -267,6 +287,10 @@ class Gateway:
         self._keys.check(exchange.head.authorization)
         page, content_type = self._metrics.render()
         await exchange.answer(page, 200, [(b"content-type", content_type.encode())])
+
+    async def _description_page(self, exchange: Exchange) -> None:
+        self._description = self._description or openapi.describe(self._routes)
+        await exchange.answer(self._description)
 
 
 def _refuse_leak(engine: Engine, options: RequestOptions | None) -> None:

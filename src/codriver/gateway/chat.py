@@ -17,10 +17,9 @@ from codriver.core.deadline import Deadline
 from codriver.core.engine import Engine
 from codriver.core.errors import EngineDied
 from codriver.core.messages import ChatChunk, ChatRequest, RequestOptions, Usage, parse_chat
-from codriver.core.wire import DONE, encode, encode_chunk, splice
+from codriver.core.wire import DONE, chunk_members, encode, encode_chunk, splice
 
 from .exchange import Exchange
-from .parsing import strictest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -31,7 +30,7 @@ Encode = Callable[[ChatChunk], bytes]
 def parse(exchange: Exchange, body: bytes) -> tuple[ChatRequest, RequestOptions | None]:
     """Errors: :class:`MalformedBody`."""
     request = parse_chat(body)
-    request.codriver = exchange.head.request_options(strictest(request.codriver, body))
+    request.codriver = exchange.head.request_options(request.codriver)
     return request, request.codriver
 
 
@@ -124,7 +123,7 @@ def _shown(chunk: ChatChunk, usage_asked: bool) -> ChatChunk:
 def _without_usage(chunk: ChatChunk, usage: msgspec.UnsetType | None) -> ChatChunk:
     if not chunk.raw:
         return msgspec.structs.replace(chunk, usage=usage)
-    members = msgspec.json.decode(chunk.raw)
+    members = chunk_members(chunk.raw)
     members.pop("usage", None)
     if usage is None:
         members["usage"] = None

@@ -29,7 +29,6 @@ from codriver.core.wire import encode
 
 from . import chat
 from .exchange import Exchange
-from .parsing import strictest
 
 _DEFAULT_TOKENS = 16  # OpenAI's own default for this route
 
@@ -104,7 +103,7 @@ def parse(exchange: Exchange, body: bytes) -> tuple[ChatRequest, RequestOptions 
     if asked.logprobs is not None:
         request.logprobs, request.top_logprobs = True, asked.logprobs
     refuse_out_of_range(request)
-    request.codriver = exchange.head.request_options(strictest(asked.codriver, body))
+    request.codriver = exchange.head.request_options(asked.codriver)
     return request, request.codriver
 
 

@@ -17,13 +17,14 @@ from codriver.core.parsing import parse_as
 from codriver.core.wire import encode
 
 from .exchange import Exchange
-from .parsing import strictest
 
 
 class _Options(msgspec.Struct):
     codriver: RequestOptions | None = None
 
 
+# Control that chooses or watches an engine: a vector is of use beside those of its own model only.
+REFUSED = ("policy", "engine", "privacy", "failover", "budget_usd")
 _decoder = msgspec.json.Decoder(_Options)
 
 
@@ -31,8 +32,8 @@ def parse(exchange: Exchange, body: bytes) -> tuple[EmbedRequest, RequestOptions
     """Errors: :class:`MalformedBody`; :class:`UnsupportedParameter` for control that an embedding cannot honour."""
     request = parse_embed(body)
     given: _Options = parse_as(_decoder, body)
-    options = exchange.head.request_options(strictest(given.codriver, body))
-    for field in ("policy", "engine", "privacy", "failover", "budget_usd"):
+    options = exchange.head.request_options(given.codriver)
+    for field in REFUSED:
         if options is not None and getattr(options, field) is not None:
             raise UnsupportedParameter(
                 f"'codriver.{field}' is not supported for embeddings: name the model that should make them.",

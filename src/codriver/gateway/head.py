@@ -22,7 +22,7 @@ _SESSION_CHARS = 256
 _MOST_ENTITIES = 1000
 _ENTITY_CHARS = 200
 _PREFIX = b"x-codriver-"
-_KNOWN = {f"x-codriver-{name}".encode(): name.replace("-", "_") for name in _NAMES + _NUMBERS}
+OPTION_HEADERS = {f"x-codriver-{name}".encode(): name.replace("-", "_") for name in _NAMES + _NUMBERS}
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _run = os.urandom(5).hex()
 _numbers = itertools.count(1)
@@ -89,10 +89,10 @@ class Head:
 
 
 def _option(name: str, text: str) -> tuple[str, object]:
-    field = _KNOWN.get(name.encode("latin-1"))
+    field = OPTION_HEADERS.get(name.encode("latin-1"))
     if field is None:
         # A misspelt privacy header that is ignored would be a leak.
-        known = ", ".join(key.decode() for key in _KNOWN)
+        known = ", ".join(key.decode() for key in OPTION_HEADERS)
         raise MalformedBody(f"There is no header '{name}'. Known: {known}.", param=name)
     try:
         return field, getattr(msgspec.convert({field: text}, RequestOptions, strict=False), field)

@@ -163,7 +163,7 @@ def parse(exchange: Exchange, body: bytes) -> tuple[Asked, RequestOptions | None
         request.tool_choice = _choice(asked.tool_choice)
         if asked.tool_choice.disable_parallel_tool_use:
             request.parallel_tool_calls = False
-    request = question(exchange, body, request, {"top_k": asked.top_k}, _NAMES)
+    request = question(exchange, request, {"top_k": asked.top_k}, _NAMES)
     request.continue_from = begun
     thinks = asked.thinking is not None and asked.thinking.type == "adaptive"
     return Asked(request, MessageWriter(asked.model, thinks)), request.codriver

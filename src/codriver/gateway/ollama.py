@@ -133,7 +133,7 @@ def parse_chat(exchange: Exchange, body: bytes) -> tuple[Asked, RequestOptions |
     tools = [Tool(function=tool.function) for tool in asked.tools or ()]
     request = _request(asked, _messages(asked.messages or []))
     request.tools = tools or None
-    return _asked(exchange, body, asked, request, "message")
+    return _asked(exchange, asked, request, "message")
 
 
 def parse_generate(exchange: Exchange, body: bytes) -> tuple[Asked, RequestOptions | None]:
@@ -150,7 +150,7 @@ def parse_generate(exchange: Exchange, body: bytes) -> tuple[Asked, RequestOptio
         messages.append(Message(role="user", content=_content(asked.prompt or "", asked.images)))
     request = _request(asked, messages)
     request.prompt = asked.prompt if asked.raw and asked.prompt else None
-    return _asked(exchange, body, asked, request, "response")
+    return _asked(exchange, asked, request, "response")
 
 
 async def respond(exchange: Exchange, engine: Engine, asked: Asked, deadline: Deadline) -> None:
@@ -164,11 +164,11 @@ async def respond(exchange: Exchange, engine: Engine, asked: Asked, deadline: De
 
 
 def _asked(
-    exchange: Exchange, body: bytes, asked: _Body, request: ChatRequest, member: Member
+    exchange: Exchange, asked: _Body, request: ChatRequest, member: Member
 ) -> tuple[Asked, RequestOptions | None]:
     options = asked.options or _Options()
     extras = {name: getattr(options, name) for name in _SAMPLING}
-    request = question(exchange, body, request, extras, _NAMES)
+    request = question(exchange, request, extras, _NAMES)
     return Asked(request, LineWriter(member, asked.model, asked.think is not False)), request.codriver
 
 

@@ -24,14 +24,14 @@ _API_VERSION = "0.12.11"
 _CAPABILITIES = {"chat": "completion", "tools": "tools", "embeddings": "embedding"}
 
 
-class _ShowRequest(msgspec.Struct):
+class ShowRequest(msgspec.Struct):
     """``name`` is what older clients send."""
 
     model: str = ""
     name: str = ""
 
 
-_show_decoder = msgspec.json.Decoder(_ShowRequest)
+_show_decoder = msgspec.json.Decoder(ShowRequest)
 
 
 def version() -> bytes:
@@ -50,7 +50,7 @@ def tags(known: Mapping[str, Engine], created_s: int) -> bytes:
 
 def shown_model(body: bytes) -> str:
     """The model that ``/api/show`` is asked for. Errors: :class:`MalformedBody`."""
-    asked: _ShowRequest = read(_show_decoder, body)
+    asked: ShowRequest = read(_show_decoder, body)
     return asked.model or asked.name
 
 

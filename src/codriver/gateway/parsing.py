@@ -1,42 +1,47 @@
-"""What the request structs do not tell of a body: a word on privacy that a later duplicate of its member hides."""
+"""What no body may be, whichever API it speaks: other than UTF-8, or an object that says a member twice.
+
+Of two equal members one parser takes the first and another the last, and bodies go upstream in their own bytes: what
+was checked here, be it a model, a limit or a privacy class, would not be what counts there. Limit: only the body's own
+members and those of ``codriver`` are looked at, which takes one or two microseconds; what lies deeper decides nothing.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Any
+from collections import Counter
 
-from codriver.core import privacy
-from codriver.core.messages import RequestOptions
+import msgspec
 
-_WORDS = ("local_only", "redact")  # the strictest first
+from codriver.core.errors import MalformedBody
+from codriver.core.parsing import parse_as, where_not_utf8
 
 
-def strictest(options: RequestOptions | None, body: bytes) -> RequestOptions | None:
-    """``options`` as they were read from ``body``, with the strictest privacy class that any duplicate in it says.
+class _Name(str):
+    """Each is another key to a dictionary, even where two read the same: so a duplicate is still there."""
 
-    In JSON the last of two equal members counts; for ``privacy`` the stricter one does. Only a body that holds a
-    stricter word than was understood is looked at again. One that spells the word with escapes is read as JSON says.
-    """
-    read = privacy.strictness(options.privacy if options is not None else None)
-    if not any(privacy.strictness(word) > read and word.encode() in body for word in _WORDS):
-        return options
-    try:
-        # Only strings matter here: a number may be too long for Python, and a member that nobody reads no UTF-8.
-        members = json.loads(body.decode("utf-8", "replace"), object_pairs_hook=tuple, parse_int=str)
-        said = set(_said(members))
-    except (ValueError, RecursionError):
-        said = {"local_only"}  # what cannot be looked at stays in the vehicle
-    for word in _WORDS:
-        if word in said and privacy.strictness(word) > read:
-            options = options or RequestOptions()
-            options.privacy = word  # type: ignore[assignment]
-            break
-    return options
+    __slots__ = ()
+    __hash__ = object.__hash__
 
 
-def _said(members: Any) -> Iterator[str]:
-    """Every privacy class in ``members``: an object as pairs, so that nothing of it is lost."""
-    for name, inner in members:
-        if name == "codriver" and isinstance(inner, tuple):
-            yield from (pair[1] for pair in inner if pair[0] == "privacy" and isinstance(pair[1], str))
+_Members = dict[_Name, msgspec.Raw]
+_decoder = msgspec.json.Decoder(_Members, dec_hook=str.__new__)
+_option_decoder = msgspec.json.Decoder(_Members | None, dec_hook=str.__new__)
+
+
+def refuse_ambiguous(body: bytes) -> None:
+    """Raise :class:`MalformedBody` for a body that two parsers may read differently."""
+    if not body.isascii() and (place := where_not_utf8(body)):
+        raise MalformedBody(f"The request body is not valid JSON: {place}.")
+    members: _Members = parse_as(_decoder, body)
+    names = set(map(str, members))
+    if len(names) < len(members):
+        _refuse_duplicate(members, "")
+    if "codriver" in names:
+        options = parse_as(_option_decoder, next(raw for name, raw in members.items() if str(name) == "codriver"))
+        if options and len(set(map(str, options))) < len(options):
+            _refuse_duplicate(options, "codriver.")
+
+
+def _refuse_duplicate(members: _Members, inside: str) -> None:
+    (name, _), *_ = Counter(map(str, members)).most_common(1)
+    twice = inside + name[:100]
+    raise MalformedBody(f"The request body says '{twice}' more than once; say it once.", param=twice)

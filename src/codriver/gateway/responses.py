@@ -127,7 +127,7 @@ class ResponsesRequest(Wire):
     codriver: RequestOptions | None = None
 
 
-class _Items(Wire):
+class InputItems(Wire):
     input: list[_Item]
 
 
@@ -141,13 +141,13 @@ class _FunctionTool(Wire):
     description: str | None = None
 
 
-class _FunctionTools(Wire):
+class FunctionTools(Wire):
     tools: list[_FunctionTool]
 
 
 _decoder = msgspec.json.Decoder(ResponsesRequest)
-_items_decoder = msgspec.json.Decoder(_Items)
-_tools_decoder = msgspec.json.Decoder(_FunctionTools)
+_items_decoder = msgspec.json.Decoder(InputItems)
+_tools_decoder = msgspec.json.Decoder(FunctionTools)
 
 
 def parse(exchange: Exchange, body: bytes) -> tuple[Asked, RequestOptions | None]:
@@ -172,7 +172,7 @@ def parse(exchange: Exchange, body: bytes) -> tuple[Asked, RequestOptions | None
     if request.tools:
         request.tool_choice = _choice(asked.tool_choice)
         request.parallel_tool_calls = asked.parallel_tool_calls
-    request = question(exchange, body, request, None, _NAMES)
+    request = question(exchange, request, None, _NAMES)
     return Asked(request, ResponseWriter(_told_back(asked))), request.codriver
 
 
@@ -221,7 +221,7 @@ def _messages(given: str | list[dict[str, Any]]) -> list[Message]:
     for plain in given:
         if "type" not in plain and "role" in plain:
             plain["type"] = "message"
-    items: _Items = read(_items_decoder, encoded({"input": given}), _KINDS)
+    items: InputItems = read(_items_decoder, encoded({"input": given}), _KINDS)
     messages: list[Message] = []
     for item in items.input:
         if isinstance(item, _Message):
@@ -277,7 +277,7 @@ def _tools(given: list[dict[str, Any]] | None) -> list[Tool] | None:
             raise UnsupportedParameter(
                 f"Tools of the type '{kind}' are not supported. Supported: function.", param="tools"
             )
-    tools: _FunctionTools = read(_tools_decoder, encoded({"tools": given or []}))
+    tools: FunctionTools = read(_tools_decoder, encoded({"tools": given or []}))
     made = [Tool(function=FunctionSpec(t.name, t.description, t.parameters, t.strict)) for t in tools.tools]
     return made or None
 

@@ -32,7 +32,6 @@ from codriver.core.wire import decode_whole, encode, splice
 
 from . import chat
 from .exchange import Exchange, Headers
-from .parsing import strictest
 
 
 class Writer(Protocol):
@@ -103,15 +102,14 @@ def refuse_members(body: Any, names: tuple[str, ...], why: str = "is not support
 
 def question(
     exchange: Exchange,
-    body: bytes,
     request: ChatRequest,
     extras: Mapping[str, Any] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> ChatRequest:
     """``request`` made ready: its bytes, its options, its limits checked.
 
-    ``body`` is what the client sent and ``request.codriver`` what it says there; ``extras`` are members that only some
-    engines know; ``names`` are the client's words for members that it calls otherwise. Errors: :class:`MalformedBody`,
+    ``request.codriver`` is what the client's body says there; ``extras`` are members that only some engines know;
+    ``names`` are the client's words for members that it calls otherwise. Errors: :class:`MalformedBody`,
     :class:`UnsupportedParameter`.
     """
     options, request.codriver = request.codriver, None
@@ -128,7 +126,7 @@ def question(
         if value is not None:
             raw = splice(raw, name, value)
     request.raw, request.prompt = raw, prompt
-    request.codriver = exchange.head.request_options(strictest(options, body))
+    request.codriver = exchange.head.request_options(options)
     if request.stream:
         _refuse_restart(request.codriver)
     return request

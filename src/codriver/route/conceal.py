@@ -14,7 +14,7 @@ import msgspec
 
 from codriver.core.messages import ChatRequest, FunctionSpec, Message, Role, TextPart
 from codriver.core.privacy import Detector, Finding, Unreadable, without_overlaps
-from codriver.core.wire import encode
+from codriver.core.wire import encode, request_members
 from codriver.privacy import NameFinder
 
 from .vault import FORGED, Vault, forged
@@ -90,7 +90,7 @@ class Concealer:
         hidden.prompt = None if request.prompt is None else self._prompt_and_part(request.prompt)
         hidden.continue_from = None if request.continue_from is None else self._text(request.continue_from)
         if request.raw is not None:
-            body = msgspec.json.decode(request.raw)
+            body = request_members(request.raw)
             model = {"model": request.model} if "model" in body else {}
             for name in _NOT_SENT:
                 body.pop(name, None)

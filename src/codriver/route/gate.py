@@ -16,6 +16,22 @@ from codriver.core.plan import Gate
 from .quality import Draft, Features, Quality
 
 Verdict = Literal["wait", "accept", "reject"]
+# Looking whether a schema is one takes 3 ms a kilobyte, and meanwhile everybody else waits. What the draft has to do
+# with is looked at anyway.
+_CHECKED_BYTES = 16 << 10
+# What a client's own idea of a schema may raise: jsonschema expects one.
+_BROKEN = (
+    jsonschema.SchemaError,
+    jsonschema.exceptions.UnknownType,
+    referencing.exceptions.Unresolvable,
+    re.error,
+    RecursionError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+)
 
 
 class GateKeeper:
@@ -79,8 +95,9 @@ def satisfies(text: str, request: ChatRequest) -> bool:
     schema = wants.json_schema.schema
     try:
         kind = jsonschema.validators.validator_for(schema)
-        kind.check_schema(schema)
+        if len(msgspec.json.encode(schema)) <= _CHECKED_BYTES:
+            kind.check_schema(schema)
         return bool(kind(schema, registry=referencing.Registry()).is_valid(value))
-    except (jsonschema.SchemaError, referencing.exceptions.Unresolvable, RecursionError, re.error):
+    except _BROKEN:
         # The schema itself is broken: the engine that took it decides, not the draft's judge.
         return True

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from codriver.core.messages import ChatRequest, Message, Privacy, RequestOptions
 from codriver.core.privacy import strictest
+from codriver.core.wire import request_members
 
 from .semantic_file import Rule
 
@@ -71,7 +72,7 @@ def _with_tools(request: ChatRequest, names: Collection[str]) -> ChatRequest:
     changes: dict[str, Any] = {"tools": kept or None, "tool_choice": chosen if kept else None, **lost}
     raw = request.raw
     if raw is not None:
-        body = msgspec.json.decode(raw)
+        body = request_members(raw)
         body["tools"] = [tool for tool, parsed in zip(body["tools"], tools, strict=True) if parsed in kept]
         for name, value in changes.items():
             if value is None:

@@ -20,6 +20,7 @@ import msgspec
 
 from codriver.core.clock import Clock
 from codriver.core.messages import ChatChunk, ChatRequest, ChunkChoice, Delta, RequestOptions, Usage
+from codriver.core.wire import request_members
 from codriver.observe.metrics import Metrics, NoMetrics
 
 from .execute import Run
@@ -125,7 +126,7 @@ class SemanticCache:
 
 def _context(request: ChatRequest, options: RequestOptions) -> bytes:
     """A digest of the caller, the privacy class and all of the request but its last message."""
-    body: dict[str, Any] = msgspec.json.decode(request.raw) if request.raw else msgspec.to_builtins(request)
+    body: dict[str, Any] = request_members(request.raw) if request.raw else msgspec.to_builtins(request)
     rest = {key: value for key, value in body.items() if key not in _ASIDE and not key.startswith("__")}
     who = [request.caller, request.user or "", options.privacy or "any"]
     how = [options.policy, options.engine, options.lora]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codriver.core.answer import Answer
-from codriver.core.errors import UpstreamMalformed
+from codriver.core.errors import MalformedBody, UpstreamMalformed
 from codriver.core.messages import ChatChunk, ChunkChoice, Delta, Message, RequestOptions, parse_chat
 from codriver.core.wire import (
     SseParser,
@@ -58,6 +60,23 @@ def test_an_event_has_a_largest_size() -> None:
         SseParser(limit_bytes=10).feed(b"data: 0123456789")
     with pytest.raises(UpstreamMalformed, match="larger than 10 bytes"):
         SseParser(limit_bytes=10).feed(b"data: 012345\ndata: 678901\n")
+    with pytest.raises(UpstreamMalformed, match="larger than 10 bytes"):
+        SseParser(limit_bytes=10).feed(b"data: 0123456789\n\n")  # also where it comes whole
+
+
+def test_lines_without_data_take_room_too() -> None:
+    parser = SseParser(limit_bytes=1000)
+    with pytest.raises(UpstreamMalformed, match="larger than 1000 bytes"):
+        for _ in range(1000):
+            parser.feed(b"data:\n")
+
+
+def test_a_line_that_comes_byte_by_byte_is_not_copied_each_time() -> None:
+    parser = SseParser()
+    began_s = time.process_time()
+    for _ in range(1 << 20):
+        parser.feed(b"x")
+    assert time.process_time() - began_s < 10.0  # a copy each time takes minutes
 
 
 # ---------------------------------------------------------------- chunks
@@ -74,6 +93,28 @@ def test_a_changed_chunk_shows_nothing_internal(raw: object) -> None:
     chunk = msgspec.structs.replace(decode_chunk(EVENT), raw=raw, whole=True)
     assert "__" not in encode_chunk(chunk).decode()
     assert json.loads(encode_chunk(chunk))["choices"][0]["delta"] == {"content": "x"}
+
+
+DEEP = b'{"id":"1","choices":[],"x":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
+
+
+@pytest.mark.parametrize("decode", [decode_chunk, decode_whole])
+def test_what_is_nested_too_deeply_is_an_error(decode: Callable[[bytes], ChatChunk]) -> None:
+    with pytest.raises(UpstreamMalformed, match="recursion"):
+        decode(DEEP)
+
+
+# What parsing skips in members that nobody knows, and what reading them stumbles over.
+@pytest.mark.parametrize("odd", [b"1e999", b"9" * 5000, b'"\xff"'])
+def test_what_is_wrong_in_an_unknown_member_is_told_when_the_bytes_are_changed(odd: bytes) -> None:
+    chunk = decode_chunk(b'{"id":"1","choices":[],"codriver":{"engine":"far"},"x":' + odd + b"}")
+    with pytest.raises(UpstreamMalformed, match="not valid JSON"):
+        with_extension(chunk, {"engine": "here"})
+    request = parse_chat(b'{"messages":[{"role":"user","content":"hi","x":' + odd + b"}]}")
+    with pytest.raises(MalformedBody, match="not valid JSON"):
+        upstream_body(request, {"model": "m"})
+    with pytest.raises(MalformedBody, match="not valid JSON"):
+        changed(request, max_tokens=5)
 
 
 def test_what_is_no_chunk_is_an_error() -> None:

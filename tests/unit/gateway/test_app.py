@@ -335,11 +335,6 @@ async def test_options_from_body_and_headers() -> None:
     [
         (b'{"privacy":"any"}', ("x-codriver-privacy: local_only",)),
         (b'{"privacy":"local_only"}', ("x-codriver-privacy: any",)),
-        (b'{"privacy":"local_only","privacy":"any"}', ()),
-        (b'{"privacy":"any","privacy":"local_only"}', ()),
-        (b'{"privacy":"local_only"},"codriver":{}', ()),
-        (b'{"privacy":"local_only"},"codriver":null', ()),
-        (b'{"privacy":"local_only"},"x":"\xff","y":' + b"9" * 5000 + b',"codriver":{}', ()),
         (b"{}", ("x-codriver-privacy: local_only", "x-codriver-privacy: any")),
         (b"{}", ("x-codriver-privacy: any", "x-codriver-privacy: local_only")),
     ],
@@ -361,9 +356,6 @@ async def test_of_two_words_on_privacy_the_stricter_counts(path: str, members: b
         (b'{"privacy":"any"}', ("x-codriver-privacy: redact",), "redact"),
         (b'{"privacy":"redact"}', ("x-codriver-privacy: local_only",), "local_only"),
         (b'{"privacy":"local_only"}', ("x-codriver-privacy: redact",), "local_only"),
-        (b'{"privacy":"redact","privacy":"any"}', (), "redact"),
-        (b'{"privacy":"redact","privacy":"local_only","privacy":"any"}', (), "local_only"),
-        (b'{"privacy":"redact","privacy":null}', (), "redact"),
         (b"{}", ("x-codriver-privacy: redact", "x-codriver-privacy: any"), "redact"),
         (
             b"{}",

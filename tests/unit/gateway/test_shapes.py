@@ -92,7 +92,7 @@ async def test_what_is_no_object_is_refused(path: str, body: bytes) -> None:
 async def test_local_only_is_kept_from_an_engine_that_is_elsewhere(path: str) -> None:
     engine = Scripted(*HELLO)
     engine.card = type(engine.card)(id="cloud", locality="cloud")
-    hidden = b'{"codriver":{"privacy":"local_only"},' + json.dumps(BODIES[path]).encode()[1:-1] + b',"codriver":{}}'
+    hidden = b'{"codriver":{"privacy":"local_only"},' + json.dumps(BODIES[path]).encode()[1:-1] + b"}"
     reply = await said(engine, path, hidden)
     assert reply.status == 403
     assert engine.requests == []
