@@ -80,9 +80,7 @@ class FaultServer:
 
     # ------------------------------------------------------------ listening
 
-    async def _listen(
-        self, handler: Any, tls: ssl.SSLContext | None = None, small: bool = False, port: int = 0
-    ) -> int:
+    async def _listen(self, handler: Any, tls: ssl.SSLContext | None = None, small: bool = False, port: int = 0) -> int:
         listening = socket.socket()
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if small:

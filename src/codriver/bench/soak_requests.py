@@ -237,9 +237,7 @@ def _messages_extras(asks: Asks) -> dict[str, Any]:
     return {}
 
 
-def _bad(
-    status: int, body: bytes, path: str = PATHS["chat"], method: str = "POST", **headers: str
-) -> Ask:
+def _bad(status: int, body: bytes, path: str = PATHS["chat"], method: str = "POST", **headers: str) -> Ask:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Ask(path, body, manner="bad", method=method, headers=named, statuses=(status,))
 

@@ -13,6 +13,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 _Z = 1.959964  # both ends of 95 %
 _LEAST_POINTS = 8
@@ -65,5 +66,5 @@ def _medians(series: Sequence[Point], blocks: int) -> list[Point]:
     if len(series) <= blocks:
         return list(series)
     cuts = [len(series) * index // blocks for index in range(blocks + 1)]
-    parts = [series[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    parts = [series[start:end] for start, end in pairwise(cuts)]
     return [(statistics.median(p[0] for p in part), statistics.median(p[1] for p in part)) for part in parts]

@@ -28,11 +28,10 @@ class Tag:
 
 def tag_in(text: str) -> Tag | None:
     """The last tag of a text."""
-    found = None
-    for found in _TAG.finditer(text):
-        pass
-    if found is None:
+    tags = list(_TAG.finditer(text))
+    if not tags:
         return None
+    found = tags[-1]
     return Tag(found["fault"], found["session"], int(found["turn"]), found["privacy"])
 
 

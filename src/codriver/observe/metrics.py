@@ -43,7 +43,9 @@ class Metrics:
         self._in_flight_now = 0
         gauge = Gauge("codriver_requests_in_flight", "Requests being answered now.", registry=self.registry)
         gauge.set_function(lambda: self._in_flight_now)
-        tasks = Gauge("codriver_tasks", "Tasks of the event loop; with no load always the same.", registry=self.registry)
+        tasks = Gauge(
+            "codriver_tasks", "Tasks of the event loop; with no load always the same.", registry=self.registry
+        )
         tasks.set_function(_tasks)
 
     def _define_attempts(self) -> None:
