@@ -2,7 +2,8 @@
 
 The vehicle is ``codriver vehicle`` with the null engine on board, so that load and not decoding is measured, and with
 limits short enough for a fault to be over before the client's deadline. Breakers pause for half a second at most, so
-that the cloud is asked again soon and gets its share of faults. Rule: who starts a process ends it, by its id.
+that the cloud is asked again soon and gets its share of faults; a draft is never sure enough, so that drafts are held
+while the cloud is asked. Rule: who starts a process ends it, by its id.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _SETTINGS: Mapping[str, str] = {
     "route.deadline_s": "4",
     "route.first_token_s": "1",
     "route.inter_token_s": "0.8",
+    "route.min_confidence": "0.99",
     "route.budget_day_usd": "1000000",
     "route.sessions": "32",
     "route.session_messages": "16",

@@ -42,7 +42,8 @@ _SCHEMA = {
     "required": ["words"],
 }
 _EMPTY = "empty completion"
-_RARE = 0.1  # of the usual weight: 12 MB each
+# Shares of the usual weight: 12 MB each, and pauses of the breaker in which the cloud gets no fault at all.
+_RARE = {"huge chunk": 0.1, "429 with retry-after": 0.25, "429 with an absurd retry-after": 0.25}
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _faults_of(asks: Asks) -> tuple[tuple[str, ...], tuple[float, ...]]:
         if fault.place == "http" and not fault.leaves and "link" not in fault.name and fault.asks in ("text", asks)
     }
     names = tuple(sorted(fit))
-    return names, tuple(_RARE if name == "huge chunk" else 1.0 for name in names)
+    return names, tuple(_RARE.get(name, 1.0) for name in names)
 
 
 FAULTS_OF: dict[Asks, tuple[tuple[str, ...], tuple[float, ...]]] = {

@@ -166,7 +166,9 @@ async def test_the_tag_chooses_the_fault(upstream: SoakServer, api: Api, fault: 
     asked: dict[str, Any] = {"prompt": prompt} if api == "completions" else chat(("user", prompt))
     body = msgspec.json.encode({"model": "m", "stream": True, **asked})
     path = "/" + upstream.address.split("/", 3)[3] + "/chat/completions"
-    heard = await _client(upstream).ask(Ask(path, body), 3.0)
+    client = _client(upstream)
+    heard = await client.ask(Ask(path, body), 3.0)
+    client.close()
     assert judge(as_chat(heard, api), "text", True).kind == kind
 
 
