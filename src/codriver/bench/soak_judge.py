@@ -21,7 +21,8 @@ BOUND_MB = 2.0
 _SPARE_SOCKETS = 4
 _SPARE_TASKS = 2
 # After the link is up: two probes, a breaker's pause, and an answer.
-RECOVERY_S = PAUSE_S + 4.0
+RECOVERY_S = PAUSE_S + 8.0
+_LATE_SHARE = 1 / 2000
 _ROUNDING = 1e-6
 
 
@@ -124,11 +125,15 @@ def none_of(kind: str, name: str, tallies: Sequence[Tally]) -> Judged:
 
 
 def sheltered(tallies: Sequence[Tally]) -> Judged:
-    """Where the vehicle may answer, whatever the cloud does is no reason for an error."""
-    count = sum(tally.unsheltered for tally in tallies)
-    note = f"{count} errors told of {_asked(tallies)} requests"
+    """Where the vehicle may answer, whatever the cloud does is no reason for an error. A few may be late: a busy machine
+    can stop a process for longer than the vehicle keeps back of the deadline.
+    """
+    count, late = sum(tally.unsheltered for tally in tallies), sum(tally.late for tally in tallies)
+    allowed = max(1, round(_LATE_SHARE * _asked(tallies)))
+    note = f"{count} errors and {late} late ones ({allowed} allowed) told of {_asked(tallies)} requests"
     sort = "told where the vehicle could answer"
-    return Judged("the vehicle answered where it could", not count, note + _examples(tallies, sort), count)
+    holds = not count and late <= allowed
+    return Judged("the vehicle answered where it could", holds, note + _examples(tallies, sort), count + late)
 
 
 def calm_was_calm(calm: Tally) -> Judged:

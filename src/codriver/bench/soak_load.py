@@ -18,14 +18,17 @@ from .soak_client import SoakClient
 from .soak_requests import Ask, Drawer
 from .soak_shapes import as_chat, engine_of
 
-GRACE_S = 4.0  # beyond the deadline: the gateway's own grace, and a machine that is busy with other things
+GRACE_S = 8.0  # beyond the deadline: the gateway's own grace, and a machine that is busy with other things
 _MOST_OPEN = 400
 _EXAMPLES = 5
+_LATE = ("HTTP 504", "deadline", "its time ran out")
 
 
 @dataclass
 class Tally:
-    """What became of a load's requests. ``examples``: the first few of each bad sort, for people."""
+    """What became of a load's requests. ``unsheltered`` and ``late``: errors told where the vehicle could have
+    answered, the latter because time was over. ``examples``: the first few of each bad sort, for people.
+    """
 
     seconds: float = 0.0
     asked: int = 0
@@ -34,6 +37,7 @@ class Tally:
     engines: Counter[str] = field(default_factory=Counter)
     told_why: Counter[str] = field(default_factory=Counter)
     unsheltered: int = 0
+    late: int = 0
     whole_ms: list[float] = field(default_factory=list)
     not_sent: int = 0
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -49,13 +53,18 @@ class Tally:
         kind = "refused" if ask.manner == "bad" and verdict.kind == "told" else verdict.kind
         self.kinds[kind] += 1
         if kind == "whole":
-            self.engines[engine_of(heard) or "not said"] += 1
+            engine = engine_of(heard) or "not said"
+            self.engines[engine] += 1
+            if engine == "not said":
+                self._keep("nobody is named", ask, verdict)
             if ask.manner == "plain":
                 self.whole_ms.append(heard.took_ms)
         elif kind == "told":
             self.told_why[verdict.why[:60]] += 1
             if ask.sheltered:
-                self.unsheltered += 1
+                late = any(word in verdict.why for word in _LATE)
+                self.late += late
+                self.unsheltered += not late
                 self._keep("told where the vehicle could answer", ask, verdict)
         elif kind != "refused":
             self._keep(kind, ask, verdict)

@@ -29,7 +29,7 @@ from .soak_upstream import SYSTEM
 
 PAUSE_S = 0.5
 REQUEST_GRACE_S = 1.0
-_START_S = 20.0
+_START_S = 90.0
 _ASK_S = 5.0
 _SETTINGS: Mapping[str, str] = {
     "engine.kind": "null",
@@ -83,18 +83,23 @@ class Upstream:
 
     async def start(self) -> None:
         """Returns once it answers. Errors: :class:`EngineUnavailable`."""
+        end_s = SYSTEM_CLOCK.monotonic_s() + _START_S
+        while await self.working() < 0:
+            if SYSTEM_CLOCK.monotonic_s() > end_s:
+                last = self._log.read_text("utf-8", "replace").splitlines()[-3:]
+                raise EngineUnavailable(f"The soak's upstream did not start. {' '.join(last)}", engine="upstream")
+            # While nobody listened there, another process may have been given the port for a connection of its own.
+            if self._process is None or self._process.returncode is not None:
+                await self._launch()
+            await asyncio.sleep(0.05)
+
+    async def _launch(self) -> None:
         command = [sys.executable, "-m", "codriver.bench.soak_upstream", str(self.port), str(self.findings)]
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *command, str(os.getpid()), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        end_s = SYSTEM_CLOCK.monotonic_s() + _START_S
-        while await self.working() < 0:
-            if self._process.returncode is not None or SYSTEM_CLOCK.monotonic_s() > end_s:
-                last = self._log.read_text("utf-8", "replace").splitlines()[-3:]
-                raise EngineUnavailable(f"The soak's upstream did not start: {' '.join(last)}", engine="upstream")
-            await asyncio.sleep(0.05)
 
     async def kill(self) -> None:
         if self._process is None:

@@ -9,6 +9,7 @@ from .rows import Report, Row
 from .soak_judge import Soak
 from .soak_load import Tally
 from .soak_processes import Look
+from .soak_slope import medians
 from .soak_troubles import Troubles
 
 _CALM, _SOAKED = "without faults", "with faults"
@@ -42,6 +43,7 @@ def rows(soak: Soak, troubles: Troubles) -> list[Row]:
     per_request = slope.value * (1 << 20) * soak.hours() / max(1.0, soak.soaked.asked * _share_fitted(soak))
     found.append(Row("codriver", _SOAKED, "rss_slope", slope.value, "MB/h", slope.points, slope.low, slope.high, note))
     found.append(Row("codriver", _SOAKED, "rss_slope_per_request", per_request, "bytes", slope.points))
+    found += _memory_rows(soak)
     for name in ("rss_mb", "files", "sockets", "tasks"):
         found += _state_rows(name, soak, under_load)
     found.append(Row("codriver", _SOAKED, "recovered", soak.ending.recovered_s, "s", 1, note="until the cloud answers"))
@@ -97,6 +99,14 @@ def _state_rows(name: str, soak: Soak, under_load: Sequence[Look]) -> list[Row]:
         ),
         Row("codriver", "after the load", name, float(getattr(soak.after, name)), unit, 1),
     ]  # fmt: skip
+
+
+def _memory_rows(soak: Soak) -> list[Row]:
+    """The curve of the resident memory: what a slope alone does not show."""
+    return [
+        Row("codriver", "over time", "rss_mb", round(mb, 2), "MB", 1, note=f"minute {at_s / 60:.1f}")
+        for at_s, mb in medians([(look.at_s - soak.looks[0].at_s, look.rss_mb) for look in soak.looks], 30)
+    ]
 
 
 def _share_fitted(soak: Soak) -> float:

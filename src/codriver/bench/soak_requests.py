@@ -42,6 +42,9 @@ _SCHEMA = {
     "required": ["words"],
 }
 _EMPTY = "empty completion"
+# Where an answer without a word is given out. By intent: where nobody else may be asked, and where a prompt may be
+# complete already. Not by intent: where a held draft is given up for the role that the empty answer begins with.
+_EMPTY_PASSES = ("cloud-only", "vehicle-first", "auto")
 # Shares of the usual weight: 12 MB each, and pauses of the breaker in which the cloud gets no fault at all.
 _RARE = {"huge chunk": 0.1, "429 with retry-after": 0.25, "429 with an absurd retry-after": 0.25}
 
@@ -124,8 +127,7 @@ class Drawer:
         if fault is None:
             names, weights = FAULTS_OF[asks]
             fault = pick.choices(names, weights)[0]
-            if fault == _EMPTY and (api == "completions" or options["policy"] == "cloud-only"):
-                # Nobody can know here that it is none: the prompt may be complete, and nobody else may be asked.
+            if fault == _EMPTY and (api == "completions" or options["policy"] in _EMPTY_PASSES):
                 fault = HEALTHY
         session = str(options.get("session", ""))
         tag = Tag(fault, session, self._next_turn(session), str(options.get("privacy", "any")))

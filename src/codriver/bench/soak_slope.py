@@ -45,7 +45,7 @@ UNKNOWN = Slope(math.nan, -math.inf, math.inf, 0)
 
 def slope(series: Sequence[Point], blocks: int = BLOCKS) -> Slope:
     """The slope of ``(time, value)`` points in order of time; :data:`UNKNOWN` of fewer than eight."""
-    points = _medians(series, blocks)
+    points = medians(series, blocks)
     count = len(points)
     if count < _LEAST_POINTS:
         return UNKNOWN
@@ -61,7 +61,7 @@ def slope(series: Sequence[Point], blocks: int = BLOCKS) -> Slope:
     return Slope(statistics.median(steps), steps[low], steps[high], count)
 
 
-def _medians(series: Sequence[Point], blocks: int) -> list[Point]:
+def medians(series: Sequence[Point], blocks: int) -> list[Point]:
     """The series as at most ``blocks`` points, each the median in time and in value of its share of the samples."""
     if len(series) <= blocks:
         return list(series)

@@ -134,6 +134,13 @@ def test_each_line_fails_for_what_it_is_there_for(spoilt: dict[str, object], nam
     assert failing(run) == [name]
 
 
+@pytest.mark.parametrize(("errors", "late", "holds"), [(0, 0, True), (1, 0, False), (0, 1, True), (0, 2, False)])
+def test_errors_where_the_vehicle_could_answer(errors: int, late: int, holds: bool) -> None:
+    run = soak()
+    run.soaked.unsheltered, run.soaked.late = errors, late
+    assert (failing(run) == []) is holds
+
+
 def test_a_lie_before_the_faults_fails_twice() -> None:
     run = soak()
     run.calm = tally(whole=99, lie=1)
@@ -186,7 +193,9 @@ def test_each_answer_is_booked_as_what_it_is() -> None:
     found.take(replace(ask, manner="bad", statuses=(400,)), heard(500, b""))
     assert dict(found.kinds) == {"whole": 1, "lie": 2, "told": 1, "hang": 1, "left": 1, "refused": 1}
     assert found.engines == {"cloud": 1}
-    assert found.unsheltered == 1
+    found.take(ask, heard(504, b'{"error": {"message": "late"}}'))
+    found.take(replace(ask, sheltered=False), heard(503, b"{}"))
+    assert (found.unsheltered, found.late) == (1, 1)
     assert found.whole_ms == [12.0]
     assert "a bad request was answered with 500, not (400,)" in found.examples["lie"][1]
 
