@@ -125,8 +125,8 @@ def none_of(kind: str, name: str, tallies: Sequence[Tally]) -> Judged:
 
 
 def sheltered(tallies: Sequence[Tally]) -> Judged:
-    """Where the vehicle may answer, whatever the cloud does is no reason for an error. A few may be late: a busy machine
-    can stop a process for longer than the vehicle keeps back of the deadline.
+    """Where the vehicle may answer, whatever the cloud does is no reason for an error. A few may be late: a busy
+    machine can stop a process for longer than the vehicle keeps back of the deadline.
     """
     count, late = sum(tally.unsheltered for tally in tallies), sum(tally.late for tally in tallies)
     allowed = max(1, round(_LATE_SHARE * _asked(tallies)))
