@@ -24,7 +24,7 @@ help:
 	@echo "make drive     the main job: a car and a cloud over a recorded cellular link (ARGS=... for its flags)"
 	@echo "make test      the tests, without the slow ones (ARGS=... for pytest); make test-all for all of them"
 	@echo "make lint      ruff, mypy --strict, the structure gate"
-	@echo "make bench     every bench, quick, with its rival in the same run"
+	@echo "make bench     every bench, quick, with its rival in the same run; the soak takes three minutes of it"
 	@echo "make docs      check the links of every page"
 	@echo "make console   build the console's page again (needs Node 20.19 or newer; the built files are committed)"
 	@echo "make lock      resolve requirements/*.lock again;  make clean  remove what make built"

@@ -25,7 +25,7 @@ async def start_on_board(settings: OnBoard, catalogue: CatalogueConfig, locality
     if settings.kind == "null":
         from codriver.engines.null import NullConfig
 
-        null: Engine = ENGINES.load("null")(NullConfig(id=locality, locality=locality))
+        null: Engine = ENGINES.load("null")(NullConfig(id=locality, locality=locality, text=settings.null_text))
         return null
     model = resolve(settings.model, catalogue.catalogue(), catalogue.store())
     kind = ENGINES.load(settings.kind)

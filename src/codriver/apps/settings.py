@@ -32,6 +32,9 @@ class OnBoard:
     )
     embedder: str = setting("all-minilm-l6-v2-int8", "Sentence embedding model (ONNX); empty: none.")
     embedder_tokenizer: str = setting("all-minilm-l6-v2-tokenizer", "Its tokenizer.json.")
+    null_text: str = setting(
+        "The quick brown fox jumps over the lazy dog.", "What the null engine always answers; other engines think."
+    )
     mmproj: str = setting("", "Projector for images, a catalogue name or a path; empty: the model reads text only.")
 
 

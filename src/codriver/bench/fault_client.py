@@ -8,8 +8,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from typing import Protocol
 
 from .fault_verdict import Ended, Heard
+
+
+class Reader(Protocol):
+    """What an answer is read from: a stream, or one that is read slowly."""
+
+    async def readuntil(self, separator: bytes) -> bytes: ...
+
+    async def readexactly(self, n: int) -> bytes: ...
+
+    async def read(self, n: int) -> bytes: ...
 
 
 class FaultClient:
@@ -22,7 +33,7 @@ class FaultClient:
 
     async def ask(self, body: bytes, headers: Mapping[str, str], leave_after_s: float | None = None) -> Heard:
         began_s = time.monotonic()
-        got = _Got()
+        got = Got()
         ended: Ended = "not"
         try:
             async with asyncio.timeout(self._limit_s if leave_after_s is None else leave_after_s):
@@ -32,7 +43,7 @@ class FaultClient:
         took_ms = 1e3 * (time.monotonic() - began_s)
         return Heard(got.status, got.content_type, bytes(got.body), ended, took_ms)
 
-    async def _exchange(self, body: bytes, headers: Mapping[str, str], got: _Got) -> Ended:
+    async def _exchange(self, body: bytes, headers: Mapping[str, str], got: Got) -> Ended:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 22)
         except OSError:
@@ -50,29 +61,35 @@ class FaultClient:
             writer.transport.abort()
 
 
-class _Got:
+class Got:
+    """An answer as far as it has come. ``closes``: it ends with its connection, or asks for it to be closed."""
+
     def __init__(self) -> None:
         self.status = 0
         self.content_type = ""
         self.body = bytearray()
+        self.closes = False
 
-    async def read(self, reader: asyncio.StreamReader) -> None:
+    async def read(self, reader: Reader) -> None:
         """Until the body's end. Errors: ``EOFError`` when the connection ends before, ``ValueError`` for no HTTP."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
         self.content_type = fields.get("content-type", "").partition(";")[0].strip().lower()
         self.status = int(head[0].split()[1])
+        self.closes = fields.get("connection", "").lower() == "close"
         if fields.get("transfer-encoding", "").lower() == "chunked":
             while size := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
                 await self._take(reader, size)
                 await reader.readexactly(2)
+            await reader.readuntil(b"\r\n")
         elif "content-length" in fields:
             await self._take(reader, int(fields["content-length"]))
         else:
+            self.closes = True
             while piece := await reader.read(1 << 16):
                 self.body += piece
 
-    async def _take(self, reader: asyncio.StreamReader, size: int) -> None:
+    async def _take(self, reader: Reader, size: int) -> None:
         while size:
             piece = await reader.read(min(size, 1 << 16))
             if not piece:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from .fault_call import Call, Gone, Scene, Tempo
-from .fault_cases import BEHAVIOURS, HEALTHY, Place, Scenario
+from .fault_cases import BEHAVIOURS, HEALTHY, Behaviour, Place, Scenario
 
 _TLS_HELLO = b"\x16"
 _STOP_S = 1.0
@@ -26,9 +26,10 @@ _STOP_S = 1.0
 class FaultServer:
     """``async with``; then ``url`` gives the addresses of a scenario's engines, ``scene`` what came to them."""
 
-    def __init__(self, tempo: Tempo, expired: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tempo: Tempo, expired: ssl.SSLContext | None = None, port: int = 0) -> None:
         self._tempo = tempo
         self._expired = expired
+        self._port = port
         self._scenes: dict[tuple[str, str], Scene] = {}
         self._ports: dict[Place, int] = {}
         self._servers: list[asyncio.Server] = []
@@ -37,7 +38,7 @@ class FaultServer:
         self._deaf: list[Any] = []
 
     async def __aenter__(self) -> FaultServer:
-        self._ports["http"] = self._ports["tls-none"] = await self._listen(self._serve)
+        self._ports["http"] = self._ports["tls-none"] = await self._listen(self._serve, port=self._port)
         self._ports["deaf"] = await self._listen(self._never_read, small=True)
         if self._expired is not None:
             self._ports["tls-expired"] = await self._listen(self._serve, self._expired)
@@ -79,15 +80,16 @@ class FaultServer:
 
     # ------------------------------------------------------------ listening
 
-    async def _listen(self, handler: Any, tls: ssl.SSLContext | None = None, small: bool = False) -> int:
+    async def _listen(self, handler: Any, tls: ssl.SSLContext | None = None, small: bool = False, port: int = 0) -> int:
         listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if small:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        listening.bind(("127.0.0.1", 0))
+        listening.bind(("127.0.0.1", port))
         server = await asyncio.start_server(handler, sock=listening, ssl=tls, limit=16 << 20)
         self._servers.append(server)
-        port: int = listening.getsockname()[1]
-        return port
+        bound: int = listening.getsockname()[1]
+        return bound
 
     def _hold_port(self) -> int:
         """A port that nobody else can take and on which nobody listens: a connection is refused."""
@@ -152,8 +154,12 @@ class FaultServer:
         if not is_first:
             call.link = _up()
         with scene.at_work():
-            await BEHAVIOURS.get(str(body.get("model", "")), BEHAVIOURS[HEALTHY])(call)
+            await self._behaviour(body, call)(call)
         return call.keeps
+
+    def _behaviour(self, body: dict[str, Any], call: Call) -> Behaviour:
+        """What is done with a call. A server that chooses otherwise may also change the call."""
+        return BEHAVIOURS.get(str(body.get("model", "")), BEHAVIOURS[HEALTHY])
 
     @staticmethod
     def _count(scene: Scene, is_first: bool) -> int:

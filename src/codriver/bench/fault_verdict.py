@@ -87,7 +87,7 @@ def judge(heard: Heard, asks: Asks, streamed: bool) -> Verdict:
 
 def _judge_stream(heard: Heard, asks: Asks) -> Verdict:
     said, done = _Said(), False
-    for payload in _payloads(heard.body):
+    for payload in payloads(heard.body):
         if payload.strip() == b"[DONE]":
             done = True
             continue
@@ -146,7 +146,7 @@ def _wrong(said: _Said, asks: Asks) -> str:
     return f"it is another text from character {same} on"
 
 
-def _payloads(body: bytes) -> Iterator[bytes]:
+def payloads(body: bytes) -> Iterator[bytes]:
     """The data of each event; of the last one too, where the stream ends inside it with a whole line."""
     for event in body.replace(b"\r\n", b"\n").split(b"\n\n"):
         lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]

@@ -36,6 +36,11 @@ class Report:
     started: str
     rows: list[Row]
 
+    @property
+    def failed(self) -> list[str]:
+        """What the bench judges and did not hold; most only measure."""
+        return []
+
     def table(self) -> str:
         """The rows as aligned text, with the machine above."""
         head = ("system", "case", "metric", "value", "unit", "low", "high", "n", "note")

@@ -46,16 +46,23 @@ def cut(text: str) -> tuple[str, ...]:
 
 
 def fit(script: Script, request: ChatRequest) -> Script:
-    """The script under the request's ``continue_from``, ``stop`` and token limit."""
+    """The script under the request's ``continue_from`` (or the prompt that it completes), ``stop`` and token limit."""
     if script.tool is not None:
         return replace(script, finish_reason="tool_calls")
-    pieces, logprobs = _continued(script, request.continue_from or "")
+    pieces, logprobs = _continued(script, request.continue_from or _begun(script, request.prompt or ""))
     pieces, stopped = _stopped(pieces, request.stop)
     limit = request.limit_tokens
     finish = "stop" if stopped else script.finish_reason
     if limit is not None and len(pieces) > limit:
         pieces, finish = pieces[:limit], "length"
     return replace(script, pieces=pieces, logprobs=logprobs[: len(pieces)], finish_reason=finish)
+
+
+def _begun(script: Script, prompt: str) -> str:
+    """The start of the answer with which the prompt of a text completion ends: at least a whole piece, or nothing."""
+    text = "".join(script.pieces)
+    least = len(script.pieces[0]) if script.pieces else 1
+    return next((text[:end] for end in range(len(text), least - 1, -1) if prompt.endswith(text[:end])), "")
 
 
 def _continued(script: Script, prefix: str) -> tuple[tuple[str, ...], tuple[float, ...]]:

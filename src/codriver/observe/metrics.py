@@ -7,6 +7,7 @@ closed sets (routes of the table, engine ids, error codes), never from a request
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -42,6 +43,10 @@ class Metrics:
         self._in_flight_now = 0
         gauge = Gauge("codriver_requests_in_flight", "Requests being answered now.", registry=self.registry)
         gauge.set_function(lambda: self._in_flight_now)
+        tasks = Gauge(
+            "codriver_tasks", "Tasks of the event loop; with no load always the same.", registry=self.registry
+        )
+        tasks.set_function(_tasks)
 
     def _define_attempts(self) -> None:
         self._attempts = self._counter("codriver_attempts", "Attempts at engines, by how they ended.", "engine outcome")
@@ -171,6 +176,14 @@ class Metrics:
         made = Timings(name, text, label, _SECONDS)
         self.registry.register(made)
         return made
+
+
+def _tasks() -> float:
+    """How many tasks the running loop has; none where no loop runs. Counted only when somebody looks."""
+    try:
+        return float(len(asyncio.all_tasks()))
+    except RuntimeError:
+        return 0.0
 
 
 def _nothing(*_: object) -> None:

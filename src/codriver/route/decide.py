@@ -29,6 +29,8 @@ _LEAST_CLOUD_S = 0.3
 # How far the estimate of a prompt's length may be too high.
 _DOUBT = 0.75
 _HAND_OVER_S = 0.25
+# However quick the vehicle is: a busy machine may take that long to turn to it.
+_LEAST_RESERVE_S = 0.1
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -240,7 +242,8 @@ class Decider:
     def _cloud_first(self, ask: Ask, vehicle: list[str], cloud: list[str], why: str) -> list[Attempt]:
         # Time kept back for a vehicle that will refuse is time lost.
         likely = self._has_room(ask, vehicle[0]) or not self._has_room(ask, cloud[0])
-        reserve_s = self._lineup.paces[vehicle[0]].needed_s(ask.request.limit_tokens) if likely else 0.0
+        needed_s = self._lineup.paces[vehicle[0]].needed_s(ask.request.limit_tokens)
+        reserve_s = max(_LEAST_RESERVE_S, needed_s) if likely else 0.0
         cloud_s = ask.deadline_s - reserve_s
         safety = [self._attempt(ask, name, "the vehicle's safety net", ask.deadline_s) for name in vehicle]
         if cloud_s < _LEAST_CLOUD_S:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -40,6 +41,18 @@ def test_requests_and_attempts_are_counted_and_timed() -> None:
     assert got[key("codriver_time_to_first_token_seconds_count", engine="cloud")] == 1
     assert got[key("codriver_tokens_total", engine="cloud", type="output")] == 5
     assert got[key("codriver_cost_usd_total", engine="cloud")] == 0.002
+
+
+async def test_tasks_are_counted_when_somebody_looks() -> None:
+    metrics = Metrics()
+    before = samples(metrics)[key("codriver_tasks")]
+    waiting = asyncio.create_task(asyncio.sleep(60))
+    assert samples(metrics)[key("codriver_tasks")] == before + 1
+    waiting.cancel()
+
+
+def test_without_a_loop_there_are_no_tasks() -> None:
+    assert samples(Metrics())[key("codriver_tasks")] == 0
 
 
 def test_states_are_one_hot() -> None:

@@ -116,6 +116,15 @@ def test_the_vehicle_keeps_the_time_it_needs() -> None:
     assert made.attempts[1].total_s < 10
 
 
+def test_a_quick_vehicle_keeps_time_to_be_turned_to() -> None:
+    async def main() -> AttemptPlan:
+        lineup = lineup_of(*both(), link=Weather("up"), quality=Known(0.5))
+        lineup.paces["v"] = Pace(0.001, 0.0001, 10)
+        return Decider(lineup).plan(ask(codriver={"policy": "cloud-first", "deadline_ms": 4000}))
+
+    assert run_virtual(main()).attempts[0].total_s == pytest.approx(3.9)
+
+
 def test_a_usual_pace_is_learnt() -> None:
     pace = Pace()
     for _ in range(60):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from codriver.core.errors import BadConfigValue
 from codriver.core.registry import Registry
 
 BENCHES = Registry(
@@ -19,6 +20,7 @@ BENCHES = Registry(
         "faults": "codriver.bench.faults:run",
         "gateway": "codriver.bench.gateway:run",
         "route": "codriver.bench.route:run",
+        "soak": "codriver.bench.soak:run",
     },
 )
 
@@ -26,11 +28,21 @@ BENCHES = Registry(
 def bench(
     name: Annotated[str, typer.Argument(help="all, or one of: " + ", ".join(BENCHES.names()))],
     quick: Annotated[bool, typer.Option("--quick", help="Within a minute or so, with fewer repetitions.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.2, help="Only soak: how long it lasts; 60 when not given, 1.5 with --quick.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
 ) -> None:
-    """Measure, print a table, and write the rows as JSON."""
+    """Measure, print a table, and write the rows as JSON. Ends with 1 where a judged line did not hold."""
+    if minutes is not None and name not in ("soak", "all"):
+        raise BadConfigValue(f"The bench '{name}' takes no --minutes; only soak does.", param="minutes")
+    failed: list[str] = []
     for one in BENCHES.names() if name == "all" else [name]:
-        report = BENCHES.load(one)(quick)
+        told = {"minutes": minutes} if one == "soak" else {}
+        report = BENCHES.load(one)(quick, **told)
         report.print_table()
         if json_file is not None:
             report.write_json(json_file if name != "all" else json_file.with_name(f"{json_file.stem}-{one}.json"))
+        failed += report.failed
+    if failed:
+        raise typer.Exit(1)
