@@ -16,7 +16,17 @@ from .messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, TensorRe
 
 Locality = Literal["vehicle", "cloud"]
 Capability = Literal[
-    "chat", "completions", "embeddings", "tensors", "tools", "json_schema", "logprobs", "prefill", "lora", "redact"
+    "chat",
+    "completions",
+    "embeddings",
+    "tensors",
+    "tools",
+    "json_schema",
+    "logprobs",
+    "prefill",
+    "lora",
+    "redact",
+    "context",
 ]
 
 
@@ -40,8 +50,11 @@ def _needs(request: ChatRequest) -> list[tuple[Capability, str]]:
         needs.append(("json_schema", "response_format"))
     if request.logprobs:
         needs.append(("logprobs", "logprobs"))
-    if request.codriver is not None and request.codriver.lora:
-        needs.append(("lora", "codriver.lora"))
+    if request.codriver is not None:
+        if request.codriver.lora:
+            needs.append(("lora", "codriver.lora"))
+        if request.codriver.context:
+            needs.append(("context", "codriver.context"))
     needs.append(("chat", "messages") if request.prompt is None else ("completions", "prompt"))
     return needs
 
@@ -52,6 +65,7 @@ class EngineCard:
 
     ``prefill``: the engine goes on from a partial answer (``ChatRequest.continue_from``) without repeating it.
     ``redact``: it takes personal data out of what it sends on, so that such a request may be put to it.
+    ``context``: it makes a message of the documents that come with a request; other engines refuse them.
     """
 
     id: str

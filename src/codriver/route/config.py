@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from codriver.core.config import setting
 from codriver.core.messages import Failover, Policy, Privacy
@@ -52,6 +53,13 @@ class RouteConfig:
     cost_weight: float = setting(0.05, "Probability of a good answer that is worth one US cent.", least=0.0)
     late_weight: float = setting(
         0.1, "Probability of a good answer that is worth one second past the deadline.", least=0.0
+    )
+    condense: Literal["auto", "always", "never"] = setting(
+        "auto", "Whether `codriver.context` is condensed: auto where the documents are long, never sends them whole."
+    )
+    condense_tokens: int = setting(512, "Most tokens of what long documents are condensed to, by estimate.", least=64)
+    condense_within_s: float = setting(
+        1.0, "Longest time for reading passages by their meaning; then their words choose.", least=0.0
     )
     semantic_file: Path | None = setting(None, "TOML file with semantic routes; see: codriver routes check.")
 
