@@ -77,7 +77,7 @@ class Choice:
 
     @property
     def text(self) -> str:
-        return written(self.passages, self.numbers, self.chosen)
+        return f"{_PART}\n{written(self.passages, self.numbers, self.chosen)}"
 
 
 class Condenser:
@@ -112,12 +112,11 @@ class Condenser:
         told: dict[str, object] = {"documents": len(documents)}
         edges: tuple[Edged, ...] = ()
         if self._goes_whole(tokens, budget):
-            text = "\n".join(f"Document {number}:\n{one.strip()}" for number, one in enumerate(documents, start=1))
-            text = f"{_WHOLE}\n{text}"
+            text = whole_text(documents)
             told["by"] = "whole"
         else:
             choice = await self.choose(documents, asked(request), budget, deadline)
-            text = f"{_PART}\n{choice.text}"
+            text = choice.text
             edges = _edges(documents, choice)
             told |= {"passages": len(choice.chosen), "of": len(choice.passages), "by": choice.by}
         told |= {"tokens": tokens_of(text), "saved_bytes": size - len(text.encode("utf-8", "surrogatepass"))}
@@ -173,6 +172,12 @@ class Condenser:
             while self._cut_chars > _KEPT_CHARS:
                 self._cut_chars -= self._cut.popitem(last=False)[1][1]
         return found
+
+
+def whole_text(documents: Sequence[str]) -> str:
+    """All of the documents as one message."""
+    told = (f"Document {number}:\n{document.strip()}" for number, document in enumerate(documents, start=1))
+    return "\n".join([_WHOLE, *told])
 
 
 def condenser(config: RouteConfig, engines: Sequence[Engine], room_tokens: int) -> Condenser:

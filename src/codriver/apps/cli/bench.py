@@ -13,6 +13,7 @@ BENCHES = Registry(
     "bench",
     "codriver.benches",
     {
+        "condense": "codriver.bench.condense:run",
         "drive": "codriver.bench.drive:run",
         "engine": "codriver.bench.engine:run",
         "faults": "codriver.bench.faults:run",
