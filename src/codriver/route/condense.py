@@ -35,7 +35,7 @@ T = TypeVar("T")
 _WHOLE = "The vehicle's documents:"
 _PART = 'Passages from the vehicle\'s documents ("[...]" marks what was left out):'
 # Share of the meaning in a passage's score; its words have the rest.
-MEANING = 0.5
+MEANING = 0.3
 # Documents up to this many times the budget go whole: condensing them saves little.
 _WORTH = 1.0
 # Longer texts are worked on in a thread.

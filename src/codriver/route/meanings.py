@@ -23,7 +23,7 @@ from codriver.core.messages import Embeddings, EmbedRequest
 from .passages import Passage, digest
 
 Floats = NDArray[np.float32]
-MOST_EMBEDDED = 64
+MOST_EMBEDDED = 32
 # About 1.5 kB each.
 _KEPT = 8192
 _LEAST_CHARS = 16

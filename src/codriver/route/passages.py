@@ -29,6 +29,8 @@ _K1, _B = 1.2, 0.75
 # Words are told apart by their beginnings, so that "charging" finds "charge": no language is assumed.
 _STEM_CHARS = 6
 GAP = "[...]"
+# Share of the best score below which a passage is not worth its tokens.
+LEAST_SHARE = 0.2
 # So few tokens hold no passage worth looking for.
 _NO_ROOM = 16
 
@@ -162,33 +164,39 @@ def _pieces(document: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def by_words(passages: Sequence[Passage], question: str) -> list[float]:
-    """BM25 per passage, the best one 1.0; all 0.0 where no word of the question stands anywhere."""
+    """BM25 per passage, as a share of what a passage full of the question's words would have: 0.0 to 1.0, and small
+    where no telling word of the question stands anywhere.
+    """
     scores = [0.0] * len(passages)
     if not passages:
         return scores
     mean = sum(passage.count for passage in passages) / len(passages) or 1.0
-    for word in set(words_of(question)):
+    most = 0.0
+    for word in sorted(set(words_of(question))):
         holding = [(at, passage.words[word]) for at, passage in enumerate(passages) if word in passage.words]
         rarity = math.log(1 + (len(passages) - len(holding) + 0.5) / (len(holding) + 0.5))
+        most += rarity * (_K1 + 1)
         for at, often in holding:
             scores[at] += rarity * often * (_K1 + 1) / (often + _K1 * (1 - _B + _B * passages[at].count / mean))
-    best = max(scores)
-    return [score / best for score in scores] if best > 0 else scores
+    return [score / most for score in scores] if most else scores
 
 
 # ---------------------------------------------------------------- choosing
 
 
 def choose(passages: Sequence[Passage], scores: Sequence[float], budget_tokens: int) -> list[int]:
-    """The best passages that fit together into the budget, in the order of their documents; one at least. A passage
-    with the same words as one chosen is left out.
+    """The best passages that fit together into the budget, in the order of their documents; one at least. Left out are
+    a passage with the same words as one chosen, and those far worse than the best, though there be room.
     """
     chosen: list[int] = []
+    least = LEAST_SHARE * max(scores, default=0.0)
     told: set[frozenset[str]] = set()
     left = budget_tokens
     for at in sorted(range(len(passages)), key=lambda at: (-scores[at], at)):
         passage = passages[at]
         same = frozenset(passage.words)
+        if scores[at] < least:
+            break
         if same in told or (passage.tokens > left and chosen):
             continue
         told.add(same)

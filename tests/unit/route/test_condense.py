@@ -49,7 +49,7 @@ class Words:
                 raise PromptTooLong("too long")
             self.texts.append(text)
             hits = [float(word in text.lower()) for word in self.words]
-            hits[0] = max(hits[0], hits[1])
+            hits[:2] = [max(hits[:2])] * 2
             norm = sum(hit * hit for hit in hits) ** 0.5 or 1.0
             vectors.append([hit / norm for hit in hits])
         return Embeddings(vectors, 0, "e")
@@ -114,9 +114,10 @@ async def test_no_documents_and_empty_ones_change_nothing() -> None:
 
 
 async def test_the_vehicles_own_window_bounds_the_condensate_where_it_holds_any() -> None:
-    small = await applied(request_of(MANUAL), room=700)
+    question = "Which lever is for which seat?"
+    small = await applied(request_of(MANUAL, question=question), room=700)
     assert small.told["condensed"]["tokens"] < 350
-    none = await applied(request_of(MANUAL), room=300)
+    none = await applied(request_of(MANUAL, question=question), room=300)
     assert none.told["condensed"]["tokens"] > 350
 
 
@@ -130,7 +131,7 @@ async def test_meaning_finds_what_no_word_of_the_question_says() -> None:
     question = "How much air goes in?"
     by_words = await applied(request_of(MANUAL, question=question), condense_tokens=64)
     assert "2.4 bar" not in by_words.request.messages[0].text()
-    with_meaning = Meanings(Words())
+    with_meaning = Meanings(Words(), most=64)
     got = await applied(request_of(MANUAL, question=question), with_meaning, condense_tokens=64)
     assert "2.4 bar" in got.request.messages[0].text()
     assert got.told["condensed"]["by"] == "meaning"
@@ -218,7 +219,7 @@ async def _through(request: ChatRequest, **config: Any) -> tuple[Cloud, dict[str
 
 
 async def test_what_is_left_out_reaches_no_byte_of_the_cloud() -> None:
-    manual = MANUAL + f"\n\n## Owner\n\nThe owner can be written to at {SECRET}, seat 1."
+    manual = MANUAL + f"\n\n## Owner\n\nWrite to {SECRET} for more on seats and levers."
     cloud, told, _ = await _through(request_of(manual, policy="cloud-only"))
     assert told["engine"] == "c" and told["condensed"]["saved_bytes"] > 10_000
     assert b"2.4 bar" in cloud.received
