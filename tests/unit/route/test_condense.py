@@ -131,7 +131,7 @@ async def test_meaning_finds_what_no_word_of_the_question_says() -> None:
     question = "How much air goes in?"
     by_words = await applied(request_of(MANUAL, question=question), condense_tokens=64)
     assert "2.4 bar" not in by_words.request.messages[0].text()
-    with_meaning = Meanings(Words(), most=64)
+    with_meaning = Meanings(Words(), most=100)
     got = await applied(request_of(MANUAL, question=question), with_meaning, condense_tokens=64)
     assert "2.4 bar" in got.request.messages[0].text()
     assert got.told["condensed"]["by"] == "meaning"

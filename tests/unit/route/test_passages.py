@@ -64,7 +64,7 @@ def test_a_sentence_does_not_end_between_an_abbreviation_and_its_number() -> Non
 def test_the_words_of_the_question_choose_and_rare_ones_count_for_more() -> None:
     passages = cut(MANUAL)
     scores = by_words(passages, "What is the pressure of tyres?")
-    assert 0.0 < scores[0] <= 1.0 and max(scores[1:]) < scores[0] / 3
+    assert 0.0 < scores[0] <= 1.0 and max(scores[1:]) < 0.75 * scores[0]
     assert by_words(passages, "xyzzy") == [0.0, 0.0, 0.0]
     assert by_words([], "anything") == []
 
