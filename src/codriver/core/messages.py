@@ -113,6 +113,8 @@ class RequestOptions(Wire, forbid_unknown_fields=True):
     ``privacy``: the strictest word counts, of headers and body alike. A body that says a member twice is refused.
     ``priority``: a background request gives way to the driver's when there is not room for all.
     ``entities`` are names (of people, of places) that ``redact`` hides wherever they stand.
+    ``context`` are documents of the vehicle that belong to the question, as a manual or logs: what matters of them is
+    put before it, and they are neither sent upstream nor kept.
     """
 
     policy: Policy | None = None
@@ -127,6 +129,7 @@ class RequestOptions(Wire, forbid_unknown_fields=True):
     priority: Priority | None = None
     lora: list[dict[str, Any]] | None = None
     entities: list[str] | None = None
+    context: list[str] | None = None
 
 
 class ChatRequest(Wire):

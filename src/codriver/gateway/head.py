@@ -21,6 +21,8 @@ _UNKNOWN_WORD = 1.5
 _SESSION_CHARS = 256
 _MOST_ENTITIES = 1000
 _ENTITY_CHARS = 200
+_MOST_DOCUMENTS = 64
+_CONTEXT_CHARS = 2_000_000
 _PREFIX = b"x-codriver-"
 OPTION_HEADERS = {f"x-codriver-{name}".encode(): name.replace("-", "_") for name in _NAMES + _NUMBERS}
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -119,8 +121,24 @@ def _check_bounds(options: RequestOptions | None) -> None:
             f"'codriver.entities' may hold {_MOST_ENTITIES} names of {_ENTITY_CHARS} characters at most.",
             param="codriver.entities",
         )
+    if options.context is not None:
+        _check_context(options.context)
     if options.session is not None and len(options.session) > _SESSION_CHARS:
         raise MalformedBody(
             f"'codriver.session' has {len(options.session)} characters, and may have {_SESSION_CHARS} at most.",
             param="codriver.session",
+        )
+
+
+def _check_context(documents: list[str]) -> None:
+    if len(documents) > _MOST_DOCUMENTS:
+        raise MalformedBody(
+            f"'codriver.context' holds {len(documents)} documents, and may hold {_MOST_DOCUMENTS} at most.",
+            param="codriver.context",
+        )
+    chars = sum(map(len, documents))
+    if chars > _CONTEXT_CHARS:
+        raise MalformedBody(
+            f"'codriver.context' has {chars} characters, and may have {_CONTEXT_CHARS} at most.",
+            param="codriver.context",
         )

@@ -7,6 +7,7 @@ itself defines are left alone. Rule: what cannot be looked into raises :class:`U
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from codriver.core.privacy import Detector, Finding, Unreadable, without_overlap
 from codriver.core.wire import encode, request_members
 from codriver.privacy import NameFinder
 
+from .condense import Edged
 from .vault import FORGED, Vault, forged
 
 _SCHEMA_KEYS = (
@@ -57,14 +59,24 @@ class Concealer:
         self._prompt = ""
         self.used: set[str] = set()
 
-    def learn(self, request: ChatRequest) -> None:
+    def learn(self, request: ChatRequest, edges: Sequence[Edged] = ()) -> None:
         """Look into everything, so that a datum told by its surroundings is known where it stands without them.
-        Errors: :class:`Unreadable`.
+        ``edges``: parts of documents with what stood around them and was left out. Errors: :class:`Unreadable`.
         """
+        for edge in edges:
+            self._learn_edge(edge)
         self._prompt = request.prompt or ""
         self.request(request)
         self._learnt = frozenset(self._findings)
         self.used.clear()
+
+    def _learn_edge(self, edge: Edged) -> None:
+        """What the left-out surroundings tell of a passage. A value must not be cut in two where it ends."""
+        for found in self._look(edge.text):
+            if any(found.start < at < found.end for at in (edge.start, edge.end)):
+                raise Unreadable("personal data stands across the edge of a passage")
+            if edge.start <= found.start < edge.end:
+                self._vault.placeholder(found.kind, edge.text[found.start : found.end])
 
     def counts(self) -> dict[str, int]:
         """How many different data of each kind were replaced."""
@@ -85,7 +97,7 @@ class Concealer:
         hidden = msgspec.convert(self._tree(tree, ""), ChatRequest)
         hidden.model = request.model
         if request.codriver is not None:
-            hidden.codriver = msgspec.structs.replace(request.codriver, session=None, entities=None)
+            hidden.codriver = msgspec.structs.replace(request.codriver, session=None, entities=None, context=None)
         hidden.logprobs = hidden.top_logprobs = None
         hidden.prompt = None if request.prompt is None else self._prompt_and_part(request.prompt)
         hidden.continue_from = None if request.continue_from is None else self._text(request.continue_from)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from codriver.core.config import setting
 from codriver.core.messages import Failover, Policy, Privacy
@@ -68,6 +69,13 @@ class RouteConfig:
     hot_c: float = setting(95.0, "Temperature in °C at which it is spared most.")
     low_charge: float = setting(
         0.2, "Share of a battery that is being emptied below which the car's computer is spared.", least=0.0, most=1.0
+    )
+    condense: Literal["auto", "always", "never"] = setting(
+        "auto", "Whether `codriver.context` is condensed: auto where the documents are long, never sends them whole."
+    )
+    condense_tokens: int = setting(512, "Most tokens of what long documents are condensed to, by estimate.", least=64)
+    condense_within_s: float = setting(
+        1.0, "Longest time for reading passages by their meaning; then their words choose.", least=0.0
     )
     semantic_file: Path | None = setting(None, "TOML file with semantic routes; see: codriver routes check.")
 

@@ -7,11 +7,12 @@ from contextlib import aclosing
 
 from codriver.core.answer import Answer
 from codriver.core.deadline import Deadline
-from codriver.core.engine import EngineCard, Health
+from codriver.core.engine import Capability, EngineCard, Health
 from codriver.core.errors import CodriverError, UnsupportedModality
 from codriver.core.messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, Message, TensorRequest, Tensors
 from codriver.core.privacy import Detector, strictest
 
+from .condense import condenser
 from .config import RouteConfig
 from .decide import Decider
 from .execute import Run
@@ -40,22 +41,27 @@ class HybridEngine:
         cards = [engine.card for engine in lineup.engines.values()]
         # About four characters to a token; a quarter of the context is left for what is new and for the answer.
         contexts = [card.context_tokens for card in cards if card.locality == "vehicle" and card.can("chat")]
-        self._sessions = Sessions(
-            self._config.sessions, self._config.session_messages, 3 * min(filter(None, contexts), default=0)
-        )
+        least_tokens = min(filter(None, contexts), default=0)
+        self._sessions = Sessions(self._config.sessions, self._config.session_messages, 3 * least_tokens)
+        self._condenser = condenser(self._config, tuple(lineup.engines.values()), least_tokens)
         self.card = EngineCard(
             id=name,
             locality="vehicle",
             model=name,
             modalities=frozenset().union(*(card.modalities for card in cards)),
-            capabilities=frozenset().union(*(card.capabilities for card in cards)),
+            capabilities=frozenset[Capability]({"context"}).union(*(card.capabilities for card in cards)),
             context_tokens=max((card.context_tokens for card in cards), default=0),
         )
 
     async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncGenerator[ChatChunk, None]:
-        """Rule, read, plan, run, remember. Errors: those of ``Decider.plan`` and ``Run.chunks``."""
+        """Rule, condense, read, plan, run, remember. Errors: those of ``Decider.plan`` and ``Run.chunks``."""
         whole, ruling = await self._semantic.rule(self._sessions.extend(request), deadline)
-        whole, veil = self._privacy.prepare(whole, self._sessions.vault)
+        condensed = None
+        if ruling.answer is None and whole.codriver is not None and whole.codriver.context is not None:
+            condensed = await self._condenser.apply(whole, deadline)
+            whole = condensed.request
+        edges = () if condensed is None else condensed.edges
+        whole, veil = self._privacy.prepare(whole, self._sessions.vault, edges)
         if ruling.answer is not None:
             answer = Answer()
             for chunk in ruling.answer:
@@ -66,7 +72,7 @@ class HybridEngine:
         await self._lineup.quality.read(whole, deadline)
         plan = self._decider.plan(whole, deadline.remaining_s())
         run = Run(self._lineup.veiled(veil), self._config, plan, whole, deadline)
-        run.told = ruling.told
+        run.told = ruling.told if condensed is None else {**ruling.told, **condensed.told}
         async with aclosing(run.chunks()) as stream:
             async for chunk in stream:
                 yield chunk

@@ -41,7 +41,7 @@ class PinnedEngine:
     @property
     def card(self) -> EngineCard:
         card = self._engine.card
-        return replace(card, capabilities=card.capabilities | {"redact"})
+        return replace(card, capabilities=card.capabilities | {"redact", "context"})
 
     def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncIterator[ChatChunk]:
         options = msgspec.structs.replace(request.codriver or RequestOptions(), engine=self._name)

@@ -7,7 +7,7 @@ the vehicle always read the original, and so do session and client.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from codriver.core.privacy import Detector, NoDetector, Unreadable, strictest
 from codriver.privacy import NameFinder
 
 from .conceal import Concealer
+from .condense import Edged
 from .personalise import Personaliser
 from .vault import Vault
 
@@ -155,8 +156,12 @@ class Privacy:
         self._detector = detector or NoDetector()
         self._least = least
 
-    def prepare(self, request: ChatRequest, vault_of: Callable[[ChatRequest], Vault]) -> tuple[ChatRequest, NoVeil]:
-        """The request with the class that counts, its own or the vehicle's, and the veil for it."""
+    def prepare(
+        self, request: ChatRequest, vault_of: Callable[[ChatRequest], Vault], edges: Sequence[Edged] = ()
+    ) -> tuple[ChatRequest, NoVeil]:
+        """The request with the class that counts, its own or the vehicle's, and the veil for it. ``edges``: where parts
+        of documents in it were cut.
+        """
         options = request.codriver
         asked = strictest(self._least, options.privacy) if options is not None else self._least
         if asked == "any":
@@ -169,7 +174,7 @@ class Privacy:
         try:
             if self._detector.why_not:
                 raise Unreadable(self._detector.why_not)
-            concealer.learn(request)
+            concealer.learn(request, edges)
         except Unreadable as reason:
             return _with(request, "local_only"), StaysLocal(str(reason))
         return _with(request, asked), Veil(concealer, vault)

@@ -129,7 +129,7 @@ def _context(request: ChatRequest, options: RequestOptions) -> bytes:
     body: dict[str, Any] = request_members(request.raw) if request.raw else msgspec.to_builtins(request)
     rest = {key: value for key, value in body.items() if key not in _ASIDE and not key.startswith("__")}
     who = [request.caller, request.user or "", options.privacy or "any"]
-    how = [options.policy, options.engine, options.lora]
+    how = [options.policy, options.engine, options.lora, options.context]
     before = [msgspec.to_builtins(message) for message in request.messages[:-1]]
     return hashlib.blake2b(msgspec.json.encode([who, how, before, rest], order="sorted"), digest_size=32).digest()
 

@@ -175,7 +175,9 @@ async def test_embeddings_come_from_the_vehicle_and_else_from_the_cloud() -> Non
 
 async def test_its_card_and_health_are_those_of_the_best() -> None:
     hybrid = HybridEngine(Lineup({"v": Faulty("v", state="loading"), "c": Faulty("c", "cloud")}))
-    assert hybrid.card == EngineCard("codriver", "vehicle", "codriver", capabilities=EVERY, context_tokens=4096)
+    assert hybrid.card == EngineCard(
+        "codriver", "vehicle", "codriver", capabilities=EVERY | {"context"}, context_tokens=4096
+    )
     assert hybrid.health().state == "ready"
     assert HybridEngine(Lineup({})).health() == Health("down", reason="no engine is set up")
     await hybrid.aclose()
