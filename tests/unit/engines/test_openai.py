@@ -287,7 +287,7 @@ async def test_a_text_completion_as_chat_chunks() -> None:
     assert (answer.text, choice.finish_reason) == ("upon a time", "length")
     assert [t.token for t in choice.logprobs.content] == ["upon", " a", " time"]  # type: ignore[union-attr]
     assert choice.logprobs.content[0].top_logprobs[0].token == "upon"  # type: ignore[union-attr]
-    assert (whole.text(), whole.finish_reason) == ("upon a time", "length")
+    assert (whole.text(), whole.finish_reason) == (" a time there", "stop")
 
 
 async def test_logprobs_of_a_completion_in_chat_style() -> None:
