@@ -26,7 +26,7 @@ _ANY = {
     "any": '"{" brk ( pair ("," brk pair)* brk )? "}" | "[" brk ( any ("," brk any)* brk )? "]" | string | number'
     ' | "true" | "false" | "null"',
     "pair": 'string ":" gap any',
-    "number": '"-"? ("0" | [1-9] [0-9]{0,15}) ("." [0-9]{1,16})? ([eE] [+-]? [0-9]{1,2})?',
+    "number": '"-"? ("0" | [1-9] [0-9]{0,20}) ("." [0-9]{1,20})? ([eE] [+-]? [0-9]{1,2})?',
     "string": '"\\"" char* "\\""',
     # Half of a surrogate pair is no character.
     "char": r'[^"\\\x00-\x1F] | "\\" (["\\/bfnrt] | "u" unit)',

@@ -2,7 +2,7 @@
 
 A pattern can be advanced by what is written already and printed as GBNF for the rest. Limits: a bounded number is
 written without an exponent, and of a range whose ends are no whole numbers only the whole steps inside are used; new
-digits end after sixteen, where a double does, and an exponent has two.
+digits end after twenty, which is as many as any double is written in, and an exponent has two.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Item = tuple[str, int, int | None]
 Flat = tuple[Item, ...]
 
 DIGITS = "0123456789"
-_MOST_NEW = 16
+_MOST_NEW = 20
 _FRACTION: Flat = ((".", 1, 1), (DIGITS, 1, None))
 
 

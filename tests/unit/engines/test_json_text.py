@@ -43,8 +43,8 @@ def leaves() -> st.SearchStrategy[tuple[Any, Any]]:
     return st.one_of(
         LETTERS.map(lambda text: ({"type": "string"}, text)),
         LETTERS.map(lambda text: ({"type": "string", "minLength": len(text) // 2, "maxLength": len(text) + 1}, text)),
-        st.integers().map(lambda value: ({"type": "integer"}, value)),
-        st.floats(-1e6, 1e6).map(lambda value: ({"type": "number"}, value)),
+        st.integers(-(10**19), 10**19).map(lambda value: ({"type": "integer"}, value)),
+        st.floats(-1e6, 1e6).map(lambda value: ({"type": "number"}, value if abs(value) > 1e-90 else 0.0)),
         ranges.map(lambda r: ({"type": "integer", "minimum": r[0], "maximum": r[2]}, r[1])),
         ranges.map(lambda r: ({"type": "number", "minimum": r[0], "maximum": r[2]}, r[1])),
         ranges.map(lambda r: ({"type": "integer", "minimum": r[0]}, r[1])),
