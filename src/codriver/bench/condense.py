@@ -113,8 +113,7 @@ async def _recall(cases: Sequence[LongCase], case: str, samples: Samples) -> Non
             for budget in BUDGETS:
                 found = holds(first_tokens(one.documents, budget), one.asked.answers)
                 samples.add("cut off", case, f"recall at {budget} tokens", "share", found)
-            print(f"recall, {case}: {number + 1} of {len(cases)}", end="\r", flush=True)
-        print(flush=True)
+        print(f"recall, {case}: {len(cases)} questions", flush=True)
     finally:
         await embedder.aclose()
 

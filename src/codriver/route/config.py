@@ -71,11 +71,12 @@ class RouteConfig:
         0.2, "Share of a battery that is being emptied below which the car's computer is spared.", least=0.0, most=1.0
     )
     condense: Literal["auto", "always", "never"] = setting(
-        "auto", "Whether `codriver.context` is condensed: auto where the documents are long, never sends them whole."
+        "auto",
+        "Whether `codriver.context` is condensed: auto from twice the budget on, always above it, never: whole.",
     )
     condense_tokens: int = setting(512, "Most tokens of what long documents are condensed to, by estimate.", least=64)
     condense_within_s: float = setting(
-        1.0, "Longest time for reading passages by their meaning; then their words choose.", least=0.0
+        0.25, "Longest time for reading passages by their meaning; then their words choose. 0: words alone.", least=0.0
     )
     semantic_file: Path | None = setting(None, "TOML file with semantic routes; see: codriver routes check.")
 

@@ -94,6 +94,8 @@ async def test_it_stands_after_the_history_and_before_the_last_question() -> Non
     [
         ("auto", [TYRES], "whole"),
         ("always", [TYRES], "whole"),
+        ("auto", FILLER[:8], "whole"),
+        ("always", FILLER[:8], "words"),
         ("never", [MANUAL], "whole"),
         ("auto", [MANUAL], "words"),
         ("always", [MANUAL], "words"),
@@ -149,6 +151,9 @@ async def test_passages_are_embedded_once_and_only_the_likely_ones_of_many() -> 
 
 async def test_when_time_is_up_the_words_choose() -> None:
     began_s = time.monotonic()
+    off = Words()
+    await applied(request_of(MANUAL), Meanings(off), condense_within_s=0.0)
+    assert not off.texts
     got = await applied(request_of(MANUAL), Meanings(Words(slow_s=0.02)), condense_within_s=0.1)
     assert time.monotonic() - began_s < 1.0
     assert got.told["condensed"]["by"] == "words" and "2.4 bar" in got.request.messages[0].text()
