@@ -249,7 +249,7 @@ class Gateway:
         # Ollama's clients call a model by its name with a tag.
         engine = self._models.get(name) or self._models.get(name.removesuffix(":latest"))
         if engine is None:
-            near = difflib.get_close_matches(name, self._models, n=3, cutoff=0.4) or sorted(self._models)[:5]
+            near = difflib.get_close_matches(name[:100], self._models, n=3, cutoff=0.4) or sorted(self._models)[:5]
             raise UnknownModel(
                 f"The model '{name[:100]}' does not exist here. Did you mean: {', '.join(near)}?", param="model"
             )

@@ -7,7 +7,7 @@ upon. Control goes in a ``codriver`` member or in headers, which every Ollama cl
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Any, Literal
 
 import msgspec
@@ -214,15 +214,15 @@ def _format(given: str | dict[str, Any] | None) -> ResponseFormat | None:
 def _messages(given: list[_Message]) -> list[Message]:
     """Chat's messages. Ollama's calls have no ids: results are matched with calls by name, else in order."""
     messages: list[Message] = []
-    waiting: deque[ToolCall] = deque()
+    waiting = _Waiting([])
     for message in given:
         content = _content(message.content or "", message.images)
         if message.role == "tool":
-            answered = message.tool_call_id or _take_call(waiting, message.tool_name)
+            answered = message.tool_call_id or waiting.take(message.tool_name)
             messages.append(Message(role="tool", tool_call_id=answered, content=content))
         elif message.tool_calls:
             calls = [_call(call, len(messages), index) for index, call in enumerate(message.tool_calls)]
-            waiting = deque(calls)
+            waiting = _Waiting(calls)
             messages.append(Message(role=message.role, content=content or None, tool_calls=calls))
         else:
             messages.append(Message(role=message.role, content=content))
@@ -234,12 +234,24 @@ def _call(call: _Call, message: int, index: int) -> ToolCall:
     return ToolCall(id=call.id or f"call_{message}_{index}", function=function)
 
 
-def _take_call(waiting: deque[ToolCall], name: str | None) -> str:
-    found = next((call for call in waiting if call.function.name == name), waiting[0] if waiting else None)
-    if found is None:
-        raise MalformedBody("A message of the role 'tool' does not follow a tool call.", param="messages")
-    waiting.remove(found)
-    return found.id
+class _Waiting:
+    """Calls without results, in order and by name, so that a body of nothing else takes no longer than its bytes."""
+
+    def __init__(self, calls: list[ToolCall]) -> None:
+        self._ids = OrderedDict((at, call.id) for at, call in enumerate(calls))
+        self._named: dict[str, deque[int]] = {}
+        for at, call in enumerate(calls):
+            self._named.setdefault(call.function.name, deque()).append(at)
+
+    def take(self, name: str | None) -> str:
+        """The id of the first call of the name, else of the first. Errors: :class:`MalformedBody` for none left."""
+        named = self._named.get(name or "", deque())
+        while named and named[0] not in self._ids:
+            named.popleft()
+        at = named[0] if named else next(iter(self._ids), None)
+        if at is None:
+            raise MalformedBody("A message of the role 'tool' does not follow a tool call.", param="messages")
+        return self._ids.pop(at)
 
 
 def _content(text: str, images: list[str] | None) -> str | list[ContentPart]:

@@ -238,7 +238,9 @@ def _add_call(messages: list[Message], item: _Call) -> None:
     if not messages or messages[-1].role != "assistant":
         messages.append(Message(role="assistant"))
     call = ToolCall(id=item.call_id, function=FunctionCall(name=item.name, arguments=item.arguments))
-    messages[-1].tool_calls = [*(messages[-1].tool_calls or []), call]
+    last = messages[-1]
+    last.tool_calls = last.tool_calls or []
+    last.tool_calls.append(call)
 
 
 def _results(item: _Output) -> Iterable[Message]:
