@@ -42,9 +42,9 @@ _SCHEMA = {
     "required": ["words"],
 }
 _EMPTY = "empty completion"
-# Where an answer without a word is given out. By intent: where nobody else may be asked, and where a prompt may be
-# complete already. Not by intent: where a held draft is given up for the role that the empty answer begins with.
-_EMPTY_PASSES = ("cloud-only", "vehicle-first", "auto")
+# Where an answer without a word is given out by intent: nobody else may be asked. So it is where a prompt may be
+# complete already.
+_EMPTY_PASSES = ("cloud-only",)
 # Shares of the usual weight: 12 MB each, and pauses of the breaker in which the cloud gets no fault at all.
 _RARE = {"huge chunk": 0.1, "429 with retry-after": 0.25, "429 with an absurd retry-after": 0.25}
 

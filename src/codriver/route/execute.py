@@ -41,7 +41,7 @@ from .gate import GateKeeper
 from .hedge import Race
 from .lead import HandedOver
 from .lineup import Lineup
-from .live import AttemptRecord, Live, Rejected
+from .live import AttemptRecord, Live, Rejected, writes
 from .redact import refuse_leak
 from .resume import continued, goes_on
 from .shape import Shaper
@@ -268,8 +268,10 @@ class Run:
         if live.unready:
             ready = [*live.unready, *ready]
         if not shaper.ended:
-            live.unready = ready if live.whole else []
-            return [] if live.whole else ready
+            # Nor is a held draft given up for a role: an answer that then ends without a word is none.
+            keeps = live.whole or (self._held is not None and not any(map(writes, ready)))
+            live.unready = ready if keeps else []
+            return [] if keeps else ready
         live.unready = []
         if not before:
             self._refuse_unsound(live, ready)

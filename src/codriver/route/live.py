@@ -262,3 +262,8 @@ def _writes(delta: Delta) -> bool:
 def _brings(choice: ChunkChoice) -> bool:
     """True for what the client is waiting for: a token, or the end."""
     return bool(choice.finish_reason) or _writes(choice.delta)
+
+
+def writes(chunk: ChatChunk) -> bool:
+    """True for a chunk with text or a tool call in it."""
+    return any(_writes(choice.delta) for choice in chunk.choices)

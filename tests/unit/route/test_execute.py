@@ -757,3 +757,10 @@ def test_a_defect_before_the_first_wait_does_not_leave_the_engine_paused_for_goo
         assert lineup.breakers["v"].allows()
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_held_draft_is_not_given_up_for_an_answer_without_a_word(stream: bool) -> None:
+    got = through_plan(plan_of(*DRAFT), ask(stream), Faulty("v", logprob=-2.0), Faulty("c", "cloud", words=()))
+    complete(got)
+    assert got.text == TEXT
