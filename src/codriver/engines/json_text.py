@@ -21,9 +21,9 @@ from .json_numbers import Flat, advance, number_flats, printed
 _SPACE = " \t\n\r"
 _HEX = "0123456789abcdefABCDEF"
 _LETTERS = re.compile(
-    r'(?:[^"\\\x00-\x1f\ud800-\udfff]|\\["\\/bfnrt]'
+    r'(?:[^"\\\x00-\x1f\ud800-\udfff]+|\\["\\/bfnrt]'
     r"|\\u(?:[0-9a-cefA-CEF][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}"
-    r"|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}))"
+    r"|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}))*"
 )
 _NUMBER = re.compile(r"-?[0-9.eE+-]*")
 _ESCAPES: list[Flat] = [
@@ -215,8 +215,7 @@ class JsonText:
             return [way for rest in rests for way in self._other(schema, todo, f"{rest} {_unlike(())}")]
         if "" not in rests:
             return []
-        written = json.loads(f'"{"".join(letters)}"')
-        left = tuple(name[len(written) :] for name in names if name.startswith(written))
+        left = tuple(name[len(letters) :] for name in names if name.startswith(letters))
         return self._other(schema, todo, _unlike(left))
 
     def _other(self, schema: dict[str, Any], todo: tuple[str, ...], key: str) -> list[str]:
@@ -263,14 +262,12 @@ class JsonText:
         return r"[ \t]{0,20}" if self._rules.lines else ""
 
 
-def _letters_from(text: str, at: int) -> tuple[list[str], list[str]]:
-    """The characters of an open string from ``at`` on, and the ways in which the last one, if cut, may end."""
-    letters = []
-    while (found := _LETTERS.match(text, at)) is not None:
-        letters.append(found.group())
-        at = found.end()
-    cut = text[at:]
-    return letters, [printed(flat) for flat in advance(_ESCAPES, cut)] if cut else [""]
+def _letters_from(text: str, at: int) -> tuple[str, list[str]]:
+    """What an open string says whose characters begin ``at``, and the ways in which the last one, if cut, may end."""
+    found = _LETTERS.match(text, at)
+    assert found is not None  # of no characters at least
+    cut = text[found.end() :]
+    return json.loads(f'"{found.group()}"'), [printed(flat) for flat in advance(_ESCAPES, cut)] if cut else [""]
 
 
 def _unlike(names: tuple[str, ...]) -> str:
