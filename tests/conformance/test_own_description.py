@@ -115,4 +115,4 @@ def test_what_is_read_is_answered_as_described(url: str, description: Any, path:
 @pytest.mark.parametrize("path", ASKED)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_same_with_many_more_requests(url: str, description: Any, path: str, mode: GenerationMode) -> None:
-    hold(url, description, path, mode, 1000)
+    hold(url, description, path, mode, 300)

@@ -196,6 +196,9 @@ class Gateway:
             if exchange.outcome is not None:
                 fields |= {"code": exchange.outcome.code, "reason": exchange.outcome.message}
             log.log(level, "answered", extra=fields)
+        # An error holds the frames that it came through, they the body and the exchange, and that the error: without
+        # this the body of every refused request would stay until the collector comes round.
+        exchange.outcome = None
 
     # ------------------------------------------------------------ questions
 

@@ -41,6 +41,10 @@ class Shared:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
+class _TooMany(Exception):
+    """Stops the parser: the rest of a flood of headers is not even read."""
+
+
 class Connection(asyncio.Protocol):
     """Made by the listening socket for each client."""
 
@@ -49,7 +53,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, shared: Shared) -> None:
         self._shared, self._limits = shared, shared.limits
         self._loop = asyncio.get_running_loop()
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: Any = httptools.HttpRequestParser(self)
         # What comes after a last request must not cost the answer to it.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.writable: asyncio.Event | None = None
@@ -92,6 +96,9 @@ class Connection(asyncio.Protocol):
         self.resume_writing()
         if self._task is not None:
             self._task.cancel()
+        # The parser and the turns refer to this object: without them it goes at once, and what it holds with it, not
+        # when the collector comes round. A flood of headers would fill the memory until then.
+        self._parser = self._incoming = self._answering = None
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -132,6 +139,9 @@ class Connection(asyncio.Protocol):
         if name == b"expect" and value.lower() == b"100-continue":
             self._expects_continue = True
         self._headers.append((name, value))
+        if len(self._headers) > self._limits.head_limit_count:
+            self._refuse_head()
+            raise _TooMany
 
     def on_headers_complete(self) -> None:
         if self._refused:
