@@ -18,6 +18,8 @@ import msgspec
 from .json_grammar import ANYTHING, FREE_OBJECT, Rules, allowed, either, followable, is_valid, kinds, quoted, spelt
 from .json_numbers import Flat, advance, number_flats, printed
 
+# Levels of dictionaries and lists in a schema that is followed; two of them are one level of JSON.
+_MOST_LEVELS = 64
 _SPACE = " \t\n\r"
 _HEX = "0123456789abcdefABCDEF"
 _LETTERS = re.compile(
@@ -285,4 +287,16 @@ def _unlike(names: tuple[str, ...]) -> str:
 
 def text_for(schema: dict[str, Any] | None) -> JsonText | None:
     """A text to be followed, or ``None`` where its schema is none that can be."""
-    return JsonText(schema) if schema is None or followable(schema) else None
+    if schema is not None and (_deeper_than([schema], _MOST_LEVELS) or not followable(schema)):
+        return None
+    return JsonText(schema)
+
+
+def _deeper_than(level: list[Any], levels: int) -> bool:
+    """Level by level: a client's schema may be deeper than Python's stack."""
+    for _ in range(levels):
+        level = [one for one in level if isinstance(one, (dict, list))]
+        if not level:
+            return False
+        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+    return True

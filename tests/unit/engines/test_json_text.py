@@ -227,3 +227,11 @@ def test_a_deep_text_is_refused_and_does_no_harm() -> None:
     text = JsonText({})
     assert not text.add("[" * 100_000)
     assert text.add("[[")
+
+
+@pytest.mark.parametrize(("levels", "followed"), [(20, True), (40, False), (5000, False)])
+def test_a_deep_schema_is_not_followed(levels: int, followed: bool) -> None:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(levels):
+        schema = {"type": "object", "required": ["a"], "properties": {"a": schema}, "additionalProperties": False}
+    assert (text_for(schema) is not None) == followed
