@@ -74,6 +74,7 @@ async def test_the_right_passage_goes_up_before_the_question_and_the_documents_a
         b"Chapter 39" not in got.request.raw and json.loads(got.request.raw)["messages"][0]["content"] == told.content
     )
     about = got.told["condensed"]
+    assert about["saved_bytes"] > 10_000
     assert about["documents"] == 2 and about["by"] == "words" and about["passages"] < about["of"]
     assert about["tokens"] == tokens_of(told.text()) <= 560
     assert about["saved_bytes"] == len(MANUAL) + len("An empty log.") - len(told.text().encode())
@@ -121,6 +122,8 @@ async def test_the_vehicles_own_window_bounds_the_condensate_where_it_holds_any(
     assert small.told["condensed"]["tokens"] < 350
     none = await applied(request_of(MANUAL, question=question), room=300)
     assert none.told["condensed"]["tokens"] > 350
+    # What would go whole must fit as well.
+    assert (await applied(request_of(*FILLER[:8]), room=1100)).told["condensed"]["by"] == "words"
 
 
 async def test_a_plain_completion_is_told_that_it_takes_none() -> None:
