@@ -178,24 +178,24 @@ async def test_it_can_be_cancelled() -> None:
 
 
 async def test_a_megabyte_does_not_hold_up_everybody_else() -> None:
-    huge = [MANUAL.replace("seat", f"seat{n}") for n in range(1 + 1_000_000 // len(MANUAL))]
-    gaps, done = [0.0], asyncio.Event()
+    chapters = [MANUAL.replace("seat", f"seat{n}") for n in range(1 + 1_000_000 // len(MANUAL))]
+    slices, done = list[float](), asyncio.Event()
 
     async def watch() -> None:
-        last_s = time.perf_counter()
+        # Processor time of this thread, so that a busy machine tells nothing of the loop.
+        last_s = time.thread_time()
         while not done.is_set():
-            await asyncio.sleep(0.001)
-            now_s = time.perf_counter()
-            gaps.append(now_s - last_s)
+            await asyncio.sleep(0)
+            now_s = time.thread_time()
+            slices.append(now_s - last_s)
             last_s = now_s
 
     watcher = asyncio.ensure_future(watch())
-    got = await applied(request_of(*huge[:60]), Meanings(Words()), condense_within_s=5.0)
+    got = await applied(request_of("\n\n".join(chapters)), Meanings(Words()), condense_within_s=60.0)
     done.set()
     await watcher
-    assert "2.4 bar" in got.request.messages[0].text()
-    # About 15 ms on an idle machine; this bound only tells a blocked loop from a busy machine.
-    assert max(gaps) < 0.2
+    assert got.told["condensed"]["by"] == "meaning" and "2.4 bar" in got.request.messages[0].text()
+    assert max(slices) < 0.06  # 20 ms are the aim; the rest is for slow machines
 
 
 async def test_only_an_embedder_on_board_reads_passages() -> None:
