@@ -42,7 +42,7 @@ BUDGETS = (256, 512, 1024)
 EQUAL = 512  # the budget at which ways to choose are compared
 _ANSWER_TOKENS = 32
 # The whole contexts take long to read: asking ends after this time, and ``n`` says how many questions were asked.
-_ASKING_S = 1200.0
+_ASKING_S = 2700.0
 _COLD = 20
 _TOLD = "Answer the question from the documents in a few words, without a sentence around them."
 _CLOSED = "Answer the question in a few words, without a sentence around them."

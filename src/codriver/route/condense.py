@@ -99,20 +99,19 @@ class Condenser:
         if options is None or options.context is None:
             return Condensed(request)
         bare = msgspec.structs.replace(options, context=None)
-        documents = [document for document in options.context if document.strip()]
+        documents = options.context
         if request.prompt is not None:
             raise UnsupportedParameter(
                 "'codriver.context' goes with messages; a plain completion takes none: put the text into the prompt.",
                 param="codriver.context",
             )
-        if not documents:
+        if not any(map(str.strip, documents)):
             return Condensed(changed(request, codriver=bare))
-        budget = self._budget(request)
-        tokens = sum(map(tokens_of, documents))
+        budget, whole_tokens = self._limits(request)
         size = sum(len(document.encode("utf-8", "surrogatepass")) for document in documents)
         told: dict[str, object] = {"documents": len(documents)}
         edges: tuple[Edged, ...] = ()
-        if self._goes_whole(tokens, budget):
+        if self._config.condense == "never" or sum(map(tokens_of, documents)) <= whole_tokens:
             text = whole_text(documents)
             told["by"] = "whole"
         else:
@@ -120,23 +119,23 @@ class Condenser:
             text = choice.text
             edges = _edges(documents, choice)
             told |= {"passages": len(choice.chosen), "of": len(choice.passages), "by": choice.by}
-        told |= {"tokens": tokens_of(text), "saved_bytes": size - len(text.encode("utf-8", "surrogatepass"))}
+        told |= {"tokens": tokens_of(text), "saved_bytes": max(0, size - len(text.encode("utf-8", "surrogatepass")))}
         at = _before_question(request.messages)
         messages = [*request.messages[:at], Message(role="user", content=text), *request.messages[at:]]
         return Condensed(changed(request, messages=messages, codriver=bare), {"condensed": told}, edges)
 
-    def _goes_whole(self, tokens: int, budget: int) -> bool:
-        mode = self._config.condense
-        return mode == "never" or tokens <= (_WORTH * budget if mode == "auto" else budget)
-
-    def _budget(self, request: ChatRequest) -> int:
-        """No more than the vehicle's own engine can read beside the messages, where that is anything to speak of."""
+    def _limits(self, request: ChatRequest) -> tuple[int, int]:
+        """The budget, and the most tokens of documents that go whole: no more than the vehicle's own engine can read
+        beside the messages, where that is anything to speak of.
+        """
         most = self._config.condense_tokens
-        if not self._room_tokens:
-            return most
-        answer = request.limit_tokens or _ANSWER_TOKENS
-        room = int(_SURE * self._room_tokens) - tokens_of(request.text()) - answer
-        return min(most, room) if room >= _LEAST_TOKENS else most
+        whole = int(_WORTH * most) if self._config.condense == "auto" else most
+        if self._room_tokens:
+            answer = request.limit_tokens or _ANSWER_TOKENS
+            room = int(_SURE * self._room_tokens) - tokens_of(request.text()) - answer
+            if room >= _LEAST_TOKENS:
+                return min(most, room), min(whole, room)
+        return most, whole
 
     async def choose(self, documents: Sequence[str], question: str, budget: int, deadline: Deadline) -> Choice:
         """The passages of ``documents`` that go into ``budget`` tokens."""

@@ -76,7 +76,7 @@ class RouteConfig:
     )
     condense_tokens: int = setting(512, "Most tokens of what long documents are condensed to, by estimate.", least=64)
     condense_within_s: float = setting(
-        0.25, "Longest time for reading passages by their meaning; then their words choose. 0: words alone.", least=0.0
+        0.0, "Longest time for reading passages by their meaning; then their words choose. 0: words alone.", least=0.0
     )
     semantic_file: Path | None = setting(None, "TOML file with semantic routes; see: codriver routes check.")
 

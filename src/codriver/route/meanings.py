@@ -50,8 +50,8 @@ class Meanings:
         :class:`DeadlineExceeded` among them; what was embedded by then is kept for the next request.
         """
         asked = await self._vector(digest(question), question, deadline)
-        missing = [at for at, passage in enumerate(passages) if passage.key not in self._kept]
-        for at in heapq.nlargest(self._most, missing, key=lambda at: scores[at]):
+        likely = heapq.nlargest(self._most, range(len(passages)), key=lambda at: scores[at])
+        for at in [at for at in likely if passages[at].key not in self._kept]:
             await self._vector(passages[at].key, passages[at].said, deadline)
         known = [at for at, passage in enumerate(passages) if passage.key in self._kept]
         for at in known:

@@ -61,6 +61,7 @@ def request_of(*documents: str, question: str = QUESTION, **options: Any) -> Cha
 
 
 async def applied(request: ChatRequest, meanings: Meanings | None = None, room: int = 0, **config: Any) -> Any:
+    config.setdefault("condense_within_s", 5.0)
     return await Condenser(RouteConfig(**config), meanings, room).apply(request, Deadline.after(30.0))
 
 
@@ -74,6 +75,7 @@ async def test_the_right_passage_goes_up_before_the_question_and_the_documents_a
         b"Chapter 39" not in got.request.raw and json.loads(got.request.raw)["messages"][0]["content"] == told.content
     )
     about = got.told["condensed"]
+    assert about["saved_bytes"] > 10_000
     assert about["documents"] == 2 and about["by"] == "words" and about["passages"] < about["of"]
     assert about["tokens"] == tokens_of(told.text()) <= 560
     assert about["saved_bytes"] == len(MANUAL) + len("An empty log.") - len(told.text().encode())
@@ -121,6 +123,8 @@ async def test_the_vehicles_own_window_bounds_the_condensate_where_it_holds_any(
     assert small.told["condensed"]["tokens"] < 350
     none = await applied(request_of(MANUAL, question=question), room=300)
     assert none.told["condensed"]["tokens"] > 350
+    # What would go whole must fit as well.
+    assert (await applied(request_of(*FILLER[:8]), room=1100)).told["condensed"]["by"] == "words"
 
 
 async def test_a_plain_completion_is_told_that_it_takes_none() -> None:
@@ -141,18 +145,18 @@ async def test_meaning_finds_what_no_word_of_the_question_says() -> None:
 
 async def test_passages_are_embedded_once_and_only_the_likely_ones_of_many() -> None:
     embedder = Words()
-    made = Condenser(RouteConfig(), Meanings(embedder, most=10))
+    made = Condenser(RouteConfig(condense_within_s=5.0), Meanings(embedder, most=10))
     await made.apply(request_of(MANUAL), Deadline.after(30.0))
     assert len(embedder.texts) == 11  # the question and the ten with most of its words
     assert any("2.4 bar" in text for text in embedder.texts)
     await made.apply(request_of(MANUAL), Deadline.after(30.0))
-    assert len(embedder.texts) == len(set(embedder.texts)) == 21
+    assert len(embedder.texts) == 11
 
 
 async def test_when_time_is_up_the_words_choose() -> None:
     began_s = time.monotonic()
     off = Words()
-    await applied(request_of(MANUAL), Meanings(off), condense_within_s=0.0)
+    await Condenser(RouteConfig(), Meanings(off)).apply(request_of(MANUAL), Deadline.after(5.0))
     assert not off.texts
     got = await applied(request_of(MANUAL), Meanings(Words(slow_s=0.02)), condense_within_s=0.1)
     assert time.monotonic() - began_s < 1.0
@@ -175,24 +179,24 @@ async def test_it_can_be_cancelled() -> None:
 
 
 async def test_a_megabyte_does_not_hold_up_everybody_else() -> None:
-    huge = [MANUAL.replace("seat", f"seat{n}") for n in range(1 + 1_000_000 // len(MANUAL))]
-    gaps, done = [0.0], asyncio.Event()
+    chapters = [MANUAL.replace("seat", f"seat{n}") for n in range(1 + 1_000_000 // len(MANUAL))]
+    slices, done = list[float](), asyncio.Event()
 
     async def watch() -> None:
-        last_s = time.perf_counter()
+        # Processor time of this thread, so that a busy machine tells nothing of the loop.
+        last_s = time.thread_time()
         while not done.is_set():
-            await asyncio.sleep(0.001)
-            now_s = time.perf_counter()
-            gaps.append(now_s - last_s)
+            await asyncio.sleep(0)
+            now_s = time.thread_time()
+            slices.append(now_s - last_s)
             last_s = now_s
 
     watcher = asyncio.ensure_future(watch())
-    got = await applied(request_of(*huge[:60]), Meanings(Words()), condense_within_s=5.0)
+    got = await applied(request_of("\n\n".join(chapters)), Meanings(Words()), condense_within_s=60.0)
     done.set()
     await watcher
-    assert "2.4 bar" in got.request.messages[0].text()
-    # About 15 ms on an idle machine; this bound only tells a blocked loop from a busy machine.
-    assert max(gaps) < 0.2
+    assert got.told["condensed"]["by"] == "meaning" and "2.4 bar" in got.request.messages[0].text()
+    assert max(slices) < 0.06  # 20 ms are the aim; the rest is for slow machines
 
 
 async def test_only_an_embedder_on_board_reads_passages() -> None:
@@ -200,9 +204,13 @@ async def test_only_an_embedder_on_board_reads_passages() -> None:
     far.card = EngineCard("far", "cloud", capabilities=frozenset({"embeddings"}))
     chats: Any = Null(NullConfig(id="v"))
     engines: Any = (chats, far, onboard)
-    got = await condenser(RouteConfig(), engines, 0).apply(request_of(MANUAL), Deadline.after(30.0))
+    got = await condenser(RouteConfig(condense_within_s=5.0), engines, 0).apply(
+        request_of(MANUAL), Deadline.after(30.0)
+    )
     assert got.told["condensed"]["by"] == "meaning" and onboard.texts and not far.texts
-    got = await condenser(RouteConfig(), engines[:2], 0).apply(request_of(MANUAL), Deadline.after(30.0))
+    got = await condenser(RouteConfig(condense_within_s=5.0), engines[:2], 0).apply(
+        request_of(MANUAL), Deadline.after(30.0)
+    )
     assert got.told["condensed"]["by"] == "words" and not far.texts
 
 
