@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from codriver.catalogue import Catalogue, Store, pull
-from codriver.core.errors import CodriverError, MissingExtra, MissingFile
+from codriver.core.errors import BadConfigValue, CodriverError, MissingExtra, MissingFile
 
 from .datasets import Outcome
 from .drive_inputs import CLOUD_TIMES, LIVE_ENTRIES, Inputs, data_folder, drive_items, with_classes
@@ -22,7 +22,7 @@ from .drive_live import LiveDrive, Unwatched, Watch
 from .drive_outcomes import Figure, PolicyRun, Summary, summarise
 from .drive_replay import Pair, Replayed, cloud_timing, drive_pair, pairs
 from .drive_result import DriveResult, Signal, live_notes, machine_told, replay_notes
-from .drive_settings import DriveSettings, window
+from .drive_settings import DriveSettings, policy, window
 from .replay_router import (
     FoldRouter,
     accuracy,
@@ -79,8 +79,15 @@ def replay(
     settings: DriveSettings, most: int | None = None, watch: Watch | None = None, times: Path | None = None
 ) -> DriveResult:
     """Replay recorded outcomes, ``most`` per pair of models (None: all). ``times``: the taskdistill wheel, by default
-    the store's. Errors: :class:`MissingFile`, :class:`MissingExtra`.
+    the store's. Errors: :class:`MissingFile`, :class:`MissingExtra`, :class:`BadConfigValue` for what was not recorded.
     """
+    for title in settings.policies:
+        if not policy(title).replays:
+            raise BadConfigValue(
+                f"'{title}' cannot be replayed: no recording tells what becomes of it. Drive it live.", param="policy"
+            )
+    if settings.classes:
+        raise BadConfigValue("Privacy classes cannot be replayed: drive live, without --replay.", param="classes")
     watch = watch or Unwatched()
     watch.said("reading recorded outcomes and call times")
     timing = cloud_timing(times or Store().path(Catalogue.load().entry(CLOUD_TIMES)))

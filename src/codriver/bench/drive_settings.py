@@ -16,13 +16,14 @@ from .traces import LinkTrace
 @dataclass(frozen=True, slots=True)
 class DrivePolicy:
     """A way of answering, as the vehicle's settings. ``title`` is the rows' ``system``; ``router``: by what the router
-    knows, and not in a fixed order.
+    knows, and not in a fixed order; ``replays``: recorded outcomes can tell what becomes of it.
     """
 
     title: str
     env: tuple[tuple[str, str], ...]
     sentence: str
     router: bool = False
+    replays: bool = True
 
 
 _ROUTER = (("CODRIVER_ROUTE_POLICY", "auto"), ("CODRIVER_ROUTE_LINK_AWARE", "1"))
@@ -60,12 +61,14 @@ POLICIES: tuple[DrivePolicy, ...] = (
         ),
         "The router with hedging, at most 0.01 cents an answer and 0.1 cents a day.",
         router=True,
+        replays=False,
     ),
     DrivePolicy(
         "codriver with a first sentence",
         (*_ROUTER, ("CODRIVER_ROUTE_LEAD_SENTENCE", "1")),
         "The router; where the cloud is to answer and is slower to begin, the vehicle gives the first sentence.",
         router=True,
+        replays=False,
     ),
 )
 # What a drive compares when nothing is asked for.

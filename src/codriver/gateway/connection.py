@@ -11,7 +11,7 @@ import urllib.parse
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import httptools
 
@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------ asyncio's protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+        self.transport = cast(asyncio.Transport, transport)
         self._since_s = self._loop.time()
         self._shared.connections.add(self)
         if len(self._shared.connections) > self._limits.max_connections:

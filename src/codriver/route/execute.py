@@ -45,7 +45,7 @@ from .live import AttemptRecord, Live, Rejected, writes
 from .redact import refuse_leak
 from .resume import continued, goes_on
 from .shape import Shaper
-from .sightless import Sightless
+from .sightless import answered_blind
 from .sound import why_unsound
 from .turn import Turn
 
@@ -215,13 +215,15 @@ class Run:
             self._lineup.metrics.failover(died.engine, attempt.engine, how)
             self._shaper.fail_over(died.engine, attempt.engine, how, code)
         engine = self._lineup.engines[attempt.engine]
-        if attempt.sightless:
-            engine = Sightless(engine, self._config.cannot_see)
         record = self._record(attempt)
         span = start_attempt(engine.card, len(self.records) - 1, attempt.why)
         deadline = self._by(attempt.total_s)
         probe = self._lineup.breakers[attempt.engine].started()
-        turn = Turn(engine, self._request_for(attempt), deadline)
+        request = self._request_for(attempt)
+        if attempt.sightless:
+            turn = Turn(answered_blind(engine, self._config.cannot_see, request, deadline))
+        else:
+            turn = Turn(engine.generate(request, deadline))
         return Live(attempt, turn, record, span, deadline, choices=self._request.n or 1, probe=probe)
 
     # ------------------------------------------------------------ two at once

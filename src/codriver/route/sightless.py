@@ -14,19 +14,15 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from codriver.core.deadline import Deadline
-from codriver.core.engine import Engine, EngineCard, Health
+from codriver.core.engine import Engine, EngineCard
 from codriver.core.messages import (
     ChatChunk,
     ChatRequest,
     ChunkChoice,
     Delta,
-    Embeddings,
-    EmbedRequest,
     ImagePart,
     Message,
     StreamOptions,
-    TensorRequest,
-    Tensors,
     TextPart,
 )
 from codriver.core.wire import changed
@@ -59,55 +55,33 @@ def _worded(message: Message) -> Message:
     return replace(message, content="\n".join(texts))
 
 
-class Sightless:
-    """``engine`` behind the sentence. Errors: those of the engine."""
+async def answered_blind(
+    engine: Engine, sentence: str, request: ChatRequest, deadline: Deadline
+) -> AsyncGenerator[ChatChunk, None]:
+    """The engine's answer behind the sentence. Errors: those of the engine."""
+    begun = bool(request.continue_from) or asked_to_go_on(request)
+    asked = without_pictures(request) if begun else _opened(engine.card, sentence, without_pictures(request))
+    told = begun
+    answer = cast("AsyncGenerator[ChatChunk, None]", engine.generate(asked, deadline))
+    async with aclosing(answer) as chunks:
+        async for chunk in chunks:
+            if not told and (chunk.text() or chunk.finish_reason):
+                told = True
+                delta = Delta(role="assistant", content=sentence)
+                yield ChatChunk(
+                    id=chunk.id, created=chunk.created, model=chunk.model, choices=[ChunkChoice(delta=delta)]
+                )
+            yield chunk if begun else _roleless(chunk)
 
-    def __init__(self, engine: Engine, sentence: str) -> None:
-        self._engine = engine
-        self._sentence = sentence
 
-    @property
-    def card(self) -> EngineCard:
-        return self._engine.card
-
-    async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncGenerator[ChatChunk, None]:
-        asked, begun = self._asked(request)
-        told = begun
-        answer = cast("AsyncGenerator[ChatChunk, None]", self._engine.generate(asked, deadline))
-        async with aclosing(answer) as chunks:
-            async for chunk in chunks:
-                if not told and (chunk.text() or chunk.finish_reason):
-                    told = True
-                    yield self._opening(chunk)
-                yield chunk if begun else _roleless(chunk)
-
-    def _asked(self, request: ChatRequest) -> tuple[ChatRequest, bool]:
-        """What the engine is asked, and whether the answer has been begun by another."""
-        blind = without_pictures(request)
-        if request.continue_from or asked_to_go_on(request):
-            return blind, True
-        changes: dict[str, Any] = {"stream": True, "stream_options": StreamOptions(include_usage=True)}
-        if self.card.can("prefill"):
-            changes["continue_from"] = self._sentence
-        else:
-            changes["messages"] = [*blind.messages, Message(role="system", content=_TOLD)]
-        return changed(blind, **changes), False
-
-    def _opening(self, chunk: ChatChunk) -> ChatChunk:
-        delta = Delta(role="assistant", content=self._sentence)
-        return ChatChunk(id=chunk.id, created=chunk.created, model=chunk.model, choices=[ChunkChoice(delta=delta)])
-
-    async def embed(self, request: EmbedRequest, deadline: Deadline) -> Embeddings:
-        return await self._engine.embed(request, deadline)
-
-    async def infer(self, request: TensorRequest, deadline: Deadline) -> Tensors:
-        return await self._engine.infer(request, deadline)
-
-    def health(self) -> Health:
-        return self._engine.health()
-
-    async def aclose(self) -> None:
-        """Nothing: the engine is its maker's to close."""
+def _opened(card: EngineCard, sentence: str, request: ChatRequest) -> ChatRequest:
+    """The request to an engine whose answer the sentence begins."""
+    changes: dict[str, Any] = {"stream": True, "stream_options": StreamOptions(include_usage=True)}
+    if card.can("prefill"):
+        changes["continue_from"] = sentence
+    else:
+        changes["messages"] = [*request.messages, Message(role="system", content=_TOLD)]
+    return changed(request, **changes)
 
 
 def _roleless(chunk: ChatChunk) -> ChatChunk:

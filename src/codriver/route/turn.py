@@ -15,10 +15,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from codriver.core.deadline import Deadline
-from codriver.core.engine import Engine
 from codriver.core.errors import CodriverError, EngineDied
-from codriver.core.messages import ChatChunk, ChatRequest
+from codriver.core.messages import ChatChunk
 from codriver.observe.logs import where
 
 log = logging.getLogger("codriver.route")
@@ -38,8 +36,8 @@ class Turn:
         "_soon_s", "_stream", "_timer", "_waiter",
     )  # fmt: skip
 
-    def __init__(self, engine: Engine, request: ChatRequest, deadline: Deadline) -> None:
-        self._stream: AsyncIterator[ChatChunk] = engine.generate(request, deadline)
+    def __init__(self, stream: AsyncIterator[ChatChunk]) -> None:
+        self._stream = stream
         self._loop = asyncio.get_running_loop()
         # The timer's time is kept here: what uvloop gives for less than half a millisecond does not know its own.
         self._timer: asyncio.Handle | None = None

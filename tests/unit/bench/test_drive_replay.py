@@ -9,7 +9,7 @@ import pytest
 
 from codriver.bench import traces
 from codriver.bench.datasets import Outcome
-from codriver.bench.drive import strong_share
+from codriver.bench.drive import replay, strong_share
 from codriver.bench.drive_inputs import data_folder, for_calibration
 from codriver.bench.drive_outcomes import summarise
 from codriver.bench.drive_replay import Pair, Replayed, drive_pair, pairs
@@ -131,3 +131,16 @@ def test_recorded_outcomes_are_asked_for_in_a_sentence(monkeypatch: pytest.Monke
 def test_calibration_and_drive_share_no_item() -> None:
     part = sum(for_calibration(f"asdiv-{n}") for n in range(3000)) / 3000
     assert 0.3 < part < 0.37
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (DriveSettings(policies=("codriver", "codriver with a first sentence")), "first sentence' cannot be replayed"),
+        (DriveSettings(policies=("codriver with everything on",)), "everything on' cannot be replayed"),
+        (DriveSettings(classes=True), "Privacy classes cannot be replayed"),
+    ],
+)
+def test_what_no_recording_tells_is_refused(settings: DriveSettings, sentence: str) -> None:
+    with pytest.raises(BadConfigValue, match=sentence):
+        replay(settings)

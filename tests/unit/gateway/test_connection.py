@@ -272,9 +272,7 @@ async def test_an_answer_waits_for_a_client_that_reads_slowly() -> None:
     [([(b"content-length", b"5")], b"four"), ([(b"content-length", b"3")], b"four"), ([(b"x", b"a\r\nb: c")], b"")],
     ids=["too short", "too long", "two lines"],
 )
-async def test_an_answer_that_would_lie_is_cut(
-    headers: list[tuple[bytes, bytes]], body: bytes, recwarn: pytest.WarningsRecorder
-) -> None:
+async def test_an_answer_that_would_lie_is_cut(headers: list[tuple[bytes, bytes]], body: bytes) -> None:
     told: list[str] = []
 
     async def wrong(scope: Scope, receive: Receive, send: Send) -> None:
