@@ -89,7 +89,8 @@ def _verdict(ask: Ask, heard: Heard) -> Verdict:
 
 class Load:
     """One after the other, loads of the same requests on one vehicle. ``whole_turns`` are the sessions' turns whose
-    answers came whole, ``other_turns`` those of which that is not known.
+    answers came whole and with their end, ``other_turns`` those of which it is not known whether the vehicle took them
+    for whole: a right text in front of an error is no answer to it.
     """
 
     def __init__(self, drawer: Drawer, client: SoakClient, seed: int) -> None:
@@ -131,7 +132,7 @@ class Load:
         verdict = tally.take(ask, heard)
         if not ask.session:
             return
-        if verdict.kind == "whole":
+        if verdict.kind == "whole" and not verdict.why:
             self.whole_turns.setdefault(ask.session, []).append(ask.turn)
         else:
             self.other_turns.setdefault(ask.session, set()).add(ask.turn)

@@ -21,6 +21,7 @@ from codriver.bench.fault_verdict import Heard, judge
 from codriver.bench.rows import Report, Row
 from codriver.bench.soak_client import SoakClient
 from codriver.bench.soak_judge import judged
+from codriver.bench.soak_load import Load, Tally
 from codriver.bench.soak_report import SoakReport
 from codriver.bench.soak_requests import FAULTS_OF, PATHS, Api, Ask, Drawer, Shares
 from codriver.bench.soak_shapes import as_chat, engine_of
@@ -170,6 +171,20 @@ async def test_the_tag_chooses_the_fault(upstream: SoakServer, api: Api, fault: 
     heard = await client.ask(Ask(path, body), 3.0)
     client.close()
     assert judge(as_chat(heard, api), "text", True).kind == kind
+
+
+async def test_a_right_text_without_its_end_is_no_turn_that_must_be_remembered(upstream: SoakServer) -> None:
+    client, tally = _client(upstream), Tally()
+    load = Load(Drawer(1), client, 1)
+    for turn, fault in enumerate((HEALTHY, "no finish_reason", "first token late"), 1):
+        text = f"Count. {Tag(fault, 'any-1', turn).text()}"
+        body = {"model": "m", "messages": [{"role": "user", "content": text}], "stream": True}
+        path = "/" + upstream.address.split("/", 3)[3] + "/chat/completions"
+        await load.one(Ask(path, msgspec.json.encode(body), streamed=True, session="any-1", turn=turn), tally)
+    client.close()
+    assert tally.kinds["whole"] == 3
+    assert load.whole_turns == {"any-1": [1, 3]}
+    assert load.other_turns == {"any-1": {2}}
 
 
 def _client(upstream: SoakServer) -> SoakClient:
