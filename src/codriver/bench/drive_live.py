@@ -100,7 +100,7 @@ class LiveDrive:
         cloud = Child("cloud", ["cloud", "--port", "0"], env, folder)
         try:
             # It computes on the car's cores, which no real cloud does: the vehicle must come first on them.
-            await cloud.start(niceness=5)
+            await cloud.start(stands_back=True)
             await cloud.ready(clock=self._clock)
             yield cloud
         finally:

@@ -33,25 +33,27 @@ class Child:
         self.log = folder / f"{name}.log"
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self, niceness: int = 0) -> None:
-        """Start it; ``ready`` waits until it serves. ``niceness``: how far it stands back for others, 0 to 19."""
+    async def start(self, stands_back: bool = False) -> None:
+        """Start it; ``ready`` waits until it serves. ``stands_back``: it computes only where nobody else wants to."""
         self._ready.unlink(missing_ok=True)
         told = ["--ready-file", str(self._ready), "--parent-pid", str(os.getpid())]
         command = [sys.executable, "-m", "codriver", *self._args, *told]
         with self.log.open("ab") as log:
-            # A group of its own: Ctrl-C at the terminal is for the drive, which then ends its children in order.
+            # A group of its own: Ctrl-C at the terminal is for the drive, which then ends its children in order. But
+            # the drive's session: Linux shares the cores evenly between sessions (sched_autogroup), whatever
+            # priorities their processes have.
             self._process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self._env},
-                start_new_session=True,
+                process_group=0,
             )
-        if niceness:
+        if stands_back:
             # At once, so that the threads it makes inherit it; a process that is gone already is told of later.
             with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
+                _stand_back(self._process.pid)
 
     async def ready(self, within_s: float = 180.0, clock: Clock = SYSTEM_CLOCK) -> str:
         """Its address. Errors: :class:`EngineUnavailable` with its last log lines when it ends or takes too long."""
@@ -98,6 +100,14 @@ class Child:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+def _stand_back(pid: int) -> None:
+    """Let a process compute only where nobody else wants to."""
+    if sys.platform == "linux":
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.setpriority(os.PRIO_PROCESS, pid, 19)
 
 
 class CpuMeter:

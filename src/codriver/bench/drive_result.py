@@ -67,8 +67,8 @@ def live_notes(settings: DriveSettings, runs: Sequence[PolicyRun]) -> list[str]:
     notes = [
         f"The link delays each way by {settings.base_delay_ms:g} ms beside what the trace's rate and queue cost. "
         "Packet loss and TCP on the radio are not modelled.",
-        "Vehicle and cloud share this machine's cores, which they would not in a real car; the cloud's process "
-        "stands back for the vehicle's (nice 5), and is slower for it.",
+        "Vehicle and cloud share this machine's cores, which they would not in a real car; the cloud computes "
+        "only where the vehicle does not (on Linux; elsewhere it is merely nice), and is slower for it.",
         f"Cost assumes ${price.input_usd:g} per million tokens read and ${price.output_usd:g} per million written, the "
         "list price of a small hosted model (GPT-4o mini, July 2024); the cloud here is a stand-in and costs nothing.",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,21 @@ async def test_a_child_that_takes_too_long_is_told_of(tmp_path: Path) -> None:
     try:
         with pytest.raises(EngineUnavailable, match="was not ready after -1 s"):
             await child.ready(within_s=-1.0)
+    finally:
+        await child.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process is merely nice")
+async def test_a_child_that_stands_back_does_so_among_the_drives_own_processes(tmp_path: Path) -> None:
+    child = Child("cloud", ["cloud", "--port", "0"], {"CODRIVER_ENGINE_KIND": "null"}, tmp_path)
+    await child.start(stands_back=True)
+    try:
+        await child.ready()
+        threads = [int(name) for name in os.listdir(f"/proc/{child.pid}/task")]
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_IDLE}
+        # Linux weighs sessions against each other first, and priorities only within one.
+        assert os.getsid(child.pid) == os.getsid(0)
+        assert os.getpgid(child.pid) != os.getpgid(0)
     finally:
         await child.stop()
 
