@@ -75,6 +75,7 @@ class Pool:
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def exchange(self, head: bytes, body: bytes | None, bodyless: bool = False) -> Connection:
         """Send a request; the connection on which the head of its answer has come.
@@ -83,8 +84,9 @@ class Pool:
         came back, the request goes out again. Each such one leaves the pool, so this ends with a fresh one at the
         latest. Errors: those of :mod:`.http_answer`.
         """
+        loop = self._loop = self._loop or asyncio.get_running_loop()
         while True:
-            connection = self._kept() or await self._connect()
+            connection = self._kept(loop) or await self._connect(loop)
             try:
                 await connection.ask(head, body, bodyless)
                 return connection
@@ -100,11 +102,11 @@ class Pool:
         if len(self._idle) >= _MOST_IDLE:
             connection.abort()
             return
-        loop = asyncio.get_running_loop()
-        connection.idle_since_s = loop.time()
+        assert self._loop is not None
+        connection.idle_since_s = self._loop.time()
         self._idle.append(connection)
         if self._sweep is None:
-            self._sweep = loop.call_later(self._place.keepalive_s, self._close_old)
+            self._sweep = self._loop.call_later(self._place.keepalive_s, self._close_old)
 
     def forget(self, connection: Connection) -> None:
         self._all.discard(connection)
@@ -121,9 +123,9 @@ class Pool:
             connection.abort()
         await asyncio.sleep(0)  # the transports close their sockets in the loop's next turn
 
-    def _kept(self) -> Connection | None:
+    def _kept(self, loop: asyncio.AbstractEventLoop) -> Connection | None:
         """The connection used last: the others may grow old and go."""
-        oldest_s = asyncio.get_running_loop().time() - self._place.keepalive_s
+        oldest_s = loop.time() - self._place.keepalive_s
         while self._idle:
             connection = self._idle.pop()
             if connection.open and connection.idle_since_s > oldest_s:
@@ -133,7 +135,8 @@ class Pool:
 
     def _close_old(self) -> None:
         """One timer for all of them, which runs while there are any."""
-        loop = asyncio.get_running_loop()
+        assert self._loop is not None
+        loop = self._loop
         oldest_s = loop.time() - self._place.keepalive_s
         old = [connection for connection in self._idle if connection.idle_since_s <= oldest_s]
         self._idle = [connection for connection in self._idle if connection.idle_since_s > oldest_s]
@@ -143,9 +146,9 @@ class Pool:
         if self._idle:
             self._sweep = loop.call_at(self._idle[0].idle_since_s + self._place.keepalive_s, self._close_old)
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, loop: asyncio.AbstractEventLoop) -> Connection:
         """A new connection, TLS included. Errors: :class:`CannotConnect`, :class:`ConnectTimedOut`."""
-        place, loop = self._place, asyncio.get_running_loop()
+        place = self._place
         connection = Connection(self, loop)
         tls: dict[str, Any] = {"ssl": self._tls, "server_hostname": place.host} if self._tls else {}
         try:

@@ -37,11 +37,12 @@ class Expiry:
     def __init__(self, deadline: Deadline) -> None:
         self._fired = False
         self._task: asyncio.Task[Any] | None = None
+        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | asyncio.Task[None] | None = None
         if math.isinf(deadline.at_s):
             return
         if deadline.clock is SYSTEM_CLOCK:
-            self._timer = asyncio.get_running_loop().call_later(deadline.remaining_s(), self._fire)
+            self._timer = self._loop.call_later(deadline.remaining_s(), self._fire)
         else:
             self._timer = asyncio.ensure_future(self._sleep(deadline))
 
@@ -58,7 +59,7 @@ class Expiry:
         """Await ``work()``. Errors: :class:`DeadlineExceeded`."""
         if self.passed():
             raise DeadlineExceeded("The deadline passed before the answer was complete.")
-        task = self._task = asyncio.current_task()
+        task = self._task = asyncio.current_task(self._loop)
         assert task is not None
         cancelling = task.cancelling()
         try:

@@ -1,7 +1,8 @@
-"""Who is answered now: rates by key, and a driver's request before a background one.
+"""Who is answered now, and for how long: rates by key, a driver's request before a background one, an end for each.
 
 Rules: a request that must wait is told so at once, with the seconds after which it may come again; nothing queues here.
-When everything is taken, a request of the driver takes the place of the background request that came last.
+When everything is taken, a request of the driver takes the place of the background request that came last. No timer per
+request: one look at all of them, four times a second while there are any, finds those whose time is over.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codriver.core.clock import Clock
-from codriver.core.errors import BadConfigValue, EngineBusy, RateLimited
+from codriver.core.errors import BadConfigValue, DeadlineExceeded, EngineBusy, RateLimited
 
 from .auth import ApiKeys
 from .config import GatewayConfig
@@ -20,6 +21,7 @@ from .exchange import Exchange
 
 _BURST_S = 10.0
 _BACKGROUND_WAIT_S = 5.0
+_LOOK_S = 0.25
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Admission:
         self._rates = dict(_rate_of(entry, keys) for entry in config.key_rates)
         self._buckets: dict[str, _Bucket] = {}
         self.open: dict[asyncio.Task[Any], Exchange] = {}
+        self._look: asyncio.TimerHandle | None = None
 
     def enter(self, exchange: Exchange) -> asyncio.Task[Any]:
         """Count the exchange in. Errors: :class:`RateLimited`."""
@@ -76,6 +79,22 @@ class Admission:
 
     def leave(self, task: asyncio.Task[Any]) -> None:
         self.open.pop(task, None)
+
+    def limit(self, exchange: Exchange, limit_s: float) -> None:
+        """Cut the exchange, unless it is over by then, a grace after ``limit_s`` from its arrival: the engine reports a
+        passed deadline itself, and this is for one that hangs.
+        """
+        exchange.limit_s = limit_s
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._look_at_all)
+
+    def _look_at_all(self) -> None:
+        late_s = self._clock.monotonic_s() - self._config.grace_s
+        for task, exchange in self.open.items():
+            if exchange.arrived_s + exchange.limit_s < late_s and exchange.cut_by is None:
+                exchange.cut_by = DeadlineExceeded(f"The answer was not complete within {exchange.limit_s:g} seconds.")
+                task.cancel()
+        self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._look_at_all) if self.open else None
 
     def _make_room(self, newcomer: Exchange) -> bool:
         """Cut the background request that came last, unless the newcomer is one itself."""

@@ -21,7 +21,6 @@ from codriver.core.deadline import Deadline
 from codriver.core.engine import Engine
 from codriver.core.errors import (
     CodriverError,
-    DeadlineExceeded,
     EngineUnavailable,
     Forbidden,
     MethodNotAllowed,
@@ -223,14 +222,9 @@ class Gateway:
             limit_s = self._limit_s(options)
             exchange.engine = engine.card.id
             exchange.span = start_request(request.model or engine.card.id, exchange.route, exchange.head.trace)
-            # The engine reports a passed deadline itself; this timer is for one that hangs.
-            patience_s = limit_s + self._config.grace_s
-            timer = asyncio.get_running_loop().call_later(patience_s, _expire, task, exchange, limit_s)
-            try:
-                with exchange.span.activate():
-                    await respond(exchange, engine, request, Deadline(exchange.arrived_s + limit_s, self._clock))
-            finally:
-                timer.cancel()
+            self._admission.limit(exchange, limit_s)
+            with exchange.span.activate():
+                await respond(exchange, engine, request, Deadline(exchange.arrived_s + limit_s, self._clock))
         finally:
             self._admission.leave(task)
 
@@ -316,11 +310,6 @@ def _at_least(least: Privacy, request: Any, options: RequestOptions | None) -> R
     else:
         request.codriver = options
     return options
-
-
-def _expire(task: asyncio.Task[Any], exchange: Exchange, limit_s: float) -> None:
-    exchange.cut_by = DeadlineExceeded(f"The answer was not complete within {limit_s:g} seconds.")
-    task.cancel()
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

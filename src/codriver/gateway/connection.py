@@ -267,7 +267,7 @@ class Connection(asyncio.Protocol):
 
     async def _run(self, turn: Turn) -> None:
         # A connection may begin its next turn before this task has ended.
-        task: Any = asyncio.current_task()
+        task: Any = asyncio.current_task(self._loop)
         try:
             await self._shared.app(turn.scope, turn.receive, turn.send)
         finally:

@@ -41,15 +41,16 @@ class ClientGone(Exception):
 class Exchange:
     """What a route needs to answer: ``head``, the route's name, the body, and the ways to answer.
 
-    ``engine`` becomes a response header; ``caller`` tells API keys apart and is empty where there are none. ``cut_by``
-    is set by whoever cancels the work, and is what the client is told; without it a cancelled exchange means that the
-    client has gone. ``refusal`` is set by a stream that has a way of its own to say that it was cut. ``told`` is the
-    last ``codriver`` extension that named an engine.
+    ``engine`` becomes a response header; ``caller`` tells API keys apart and is empty where there are none.
+    ``limit_s``: how long the answer may take, from ``arrived_s`` on. ``cut_by`` is set by whoever cancels the work,
+    and is what the client is told; without it a cancelled exchange means that the client has gone. ``refusal`` is
+    set by a stream that has a way of its own to say that it was cut. ``told`` is the last ``codriver`` extension
+    that named an engine.
     """
 
     __slots__ = (
         "_receive", "_send", "allow", "arrived_s", "background", "caller", "close", "cut_by", "engine", "head",
-        "method", "outcome", "path", "refusal", "route", "span", "status", "streaming", "told", "usage",
+        "limit_s", "method", "outcome", "path", "refusal", "route", "span", "status", "streaming", "told", "usage",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, arrived_s: float) -> None:
@@ -64,6 +65,7 @@ class Exchange:
         self.background = False
         self.close = False
         self.cut_by: CodriverError | None = None
+        self.limit_s = math.inf
         self.span: RequestSpan = NO_REQUEST_SPAN
         self.engine = ""
         self.status = 0

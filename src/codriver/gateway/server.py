@@ -10,6 +10,7 @@ import ipaddress
 import signal
 import socket
 import ssl
+import sys
 import time
 from email.utils import formatdate
 
@@ -58,14 +59,14 @@ class Listening:
     async def until_signal(self) -> None:
         """Run until SIGTERM or SIGINT, then drain; a second signal cuts at once.
 
-        Meanwhile the process is taken to be a server: see :func:`_calm_collector`.
+        Meanwhile the process is taken to be a server: see :func:`_as_a_server`.
         """
         loop = asyncio.get_running_loop()
         asked = asyncio.Semaphore(0)
         signals = (signal.SIGTERM, signal.SIGINT)
         for number in signals:
             loop.add_signal_handler(number, asked.release)
-        calm = _calm_collector()
+        as_before = _as_a_server()
         try:
             await asked.acquire()
             again = loop.create_task(asked.acquire())
@@ -76,7 +77,7 @@ class Listening:
                 await self._app.drain(0)
             await drained
         finally:
-            calm.close()
+            as_before.close()
             for number in signals:
                 loop.remove_signal_handler(number)
 
@@ -125,18 +126,22 @@ async def serve(app: Gateway, config: GatewayConfig) -> Listening:
     return Listening(app, config, server, shared)
 
 
-def _calm_collector() -> contextlib.ExitStack:
+def _as_a_server() -> contextlib.ExitStack:
     """Leave what is loaded out of garbage collection and collect young objects less often: 12 % less CPU a request.
+    And let the loop not list every generator of every request, to close them at its end: each is closed by who opened
+    it, and one that is not still by the loop when it is collected.
 
     Closing the stack puts back what was.
     """
-    before = gc.get_threshold()
+    before, first_step = gc.get_threshold(), sys.get_asyncgen_hooks().firstiter
+    sys.set_asyncgen_hooks(firstiter=None)
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     undo = contextlib.ExitStack()
     undo.callback(gc.unfreeze)
     undo.callback(gc.set_threshold, *before)
+    undo.callback(lambda: sys.set_asyncgen_hooks(firstiter=first_step))
     return undo
 
 

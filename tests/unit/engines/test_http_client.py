@@ -288,7 +288,7 @@ async def test_idle_connections_are_closed_in_time_and_the_newest_is_used_first(
         for connection in (first, second):
             await body_of(connection)
             connection.release()
-        assert pool._kept() is second
+        assert pool._kept(asyncio.get_running_loop()) is second
         pool.give_back(second)
         first.idle_since_s -= 2e9
         pool._close_old()

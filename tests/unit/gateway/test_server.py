@@ -8,7 +8,8 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -243,6 +244,32 @@ async def test_a_signal_drains() -> None:
     await asyncio.wait_for(running_, 5)
     writer.close()
     assert (gc.get_threshold(), gc.get_freeze_count()) == (collector, 0)
+
+
+async def test_a_server_does_not_list_its_generators_and_still_closes_one_that_nobody_did() -> None:
+    closed = asyncio.Event()
+
+    async def left_open() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            closed.set()
+
+    config = GatewayConfig(port=0)
+    server = await serve(make(Scripted(), config), config)
+    hooks = sys.get_asyncgen_hooks()
+    assert hooks.firstiter is not None
+    running_ = asyncio.create_task(server.until_signal())
+    await asyncio.sleep(0)
+    assert sys.get_asyncgen_hooks() == (None, hooks.finalizer)
+    stream = left_open()
+    assert await anext(stream) == 1
+    del stream
+    gc.collect()
+    await asyncio.wait_for(closed.wait(), 5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(running_, 5)
+    assert sys.get_asyncgen_hooks() == hooks
 
 
 async def test_a_second_signal_cuts() -> None:
