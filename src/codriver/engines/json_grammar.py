@@ -11,7 +11,7 @@ import json
 import math
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 
 from .json_numbers import number_flats, printed
 from .json_subset import fits
@@ -97,7 +97,7 @@ def spelt(value: Any) -> list[str]:
 
 
 def is_valid(value: Any, schema: Any) -> bool:
-    return bool(jsonschema.Draft202012Validator(schema).is_valid(value))
+    return jsonschema_rs.is_valid(schema, value, draft=jsonschema_rs.Draft202012, offline=True)
 
 
 def quoted(text: str) -> str:

@@ -84,6 +84,15 @@ def test_a_tool_call_at_the_end_passes() -> None:
         ('{"a": "x"}', {"properties": {"a": {"pattern": "("}}}, True),
         ("{}", {"$ref": "http://127.0.0.1:9/never-fetched.json"}, True),
         ('{"a": {"a": {}}}', {"properties": {"a": {"$ref": "#"}}}, True),
+        ("{}", {"$ref": "file:///etc/hosts"}, True),
+        ('{"a": "2026-11-27"}', {"properties": {"a": {"pattern": r"^\d{4}-\d\d-\d\d$"}}}, True),
+        ('{"a": "27.11.2026"}', {"properties": {"a": {"pattern": r"^\d{4}-\d\d-\d\d$"}}}, False),
+        ('{"a": "Anna"}', {"properties": {"a": {"pattern": r"^(?!Bo)"}}}, True),
+        ('{"a": "Bo"}', {"properties": {"a": {"pattern": r"^(?!Bo)"}}}, False),
+        # Patterns that take a backtracking matcher longer than the world is old.
+        (f'{{"a": "{"a" * 5000}b"}}', {"properties": {"a": {"pattern": "^(a+)+$"}}}, False),
+        (f'{{"a": "{"a" * 5000}b"}}', {"properties": {"a": {"pattern": r"^(a*)*\1c$"}}}, False),
+        ("{}", {"patternProperties": {"(a{1000}){1000}": {}}}, True),
     ],
 )
 def test_satisfies(text: str, schema: dict[str, Any], verdict: bool) -> None:
