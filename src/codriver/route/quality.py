@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -31,8 +30,11 @@ from codriver.core.messages import ChatRequest, TokenLogprob
 FEATURES = 1
 _BUCKETS = 1 << 14
 _WORD = re.compile(r"[^\W\d_]+|\d+")
+_MOST_CHARS = 1 << 16
+_MOST_WORDS = 128
+_LOOKED_AT_CHARS = 256
+_GAPS = {code: " " for code in range(128) if not chr(code).isalnum()}
 _WORD_START = zlib.crc32(b"w:")
-_OPTION = re.compile(r"(?m)^\s*[A-E][.)]\s")
 
 Features = dict[int, float]
 # The first slots are reserved for features with a name; hashed words come after them.
@@ -60,22 +62,22 @@ class Draft:
 
 
 def request_features(request: ChatRequest) -> Features:
-    """Sparse features of a request; about 20 µs for a question of 50 words."""
+    """Sparse features of a request; some 20 µs for a question of 50 words."""
     asked = next((m.text() for m in reversed(request.messages) if m.role == "user"), request.prompt or "")
     system = next((m.text() for m in request.messages if m.role in ("system", "developer")), "")
-    words = [found[0] for found in islice(_WORD.finditer(asked.lower()), 128)]
+    read = asked[:_MOST_CHARS]
+    words = _words(read.lower())
     schema = request.response_format
     features: Features = {
         _SLOT["bias"]: 1.0,
         _SLOT["length"]: math.log1p(len(asked)) / 6.0,
         _SLOT["digits"]: min(1.0, sum(map(str.isdigit, words)) / 4),
-        _SLOT["options"]: float(len(_OPTION.findall(asked)) >= 2),
+        _SLOT["options"]: float(sum(map(_is_option, read.split("\n"))) >= 2),
         _SLOT["schema"]: float(schema is not None and schema.type != "text"),
         _SLOT["tools"]: float(bool(request.tools)),
     }
     weight = 1 / math.sqrt(len(words) or 1)
-    for word in words:
-        slot = _word_slot(word)
+    for slot in map(_word_slot, words):
         features[slot] = features.get(slot, 0.0) + weight
     features[_hashed("s:" + system)] = 1.0
     if schema is not None and schema.json_schema is not None:
@@ -96,6 +98,32 @@ def draft_features(draft: Draft) -> Features:
     }
 
 
+def _words(text: str) -> list[str]:
+    """The first words and numbers of ``text``, as ``_WORD`` finds them, in a third of its time where they are ASCII."""
+    words: list[str] = []
+    at = 0
+    while at < len(text) and len(words) < _MOST_WORDS:
+        # Never to within a word: a space ends each piece, or the text does.
+        end = text.find(" ", at + _LOOKED_AT_CHARS)
+        piece = text[at : end if end >= 0 else None]
+        if not piece.isascii():
+            words += _WORD.findall(piece)
+        else:
+            for part in piece.translate(_GAPS).split():
+                if part.isalpha() or part.isdecimal():
+                    words.append(part)
+                else:
+                    words += _WORD.findall(part)
+        at = end if end >= 0 else len(text)
+    return words[:_MOST_WORDS]
+
+
+def _is_option(line: str) -> bool:
+    """True for a line of a list of choices: ``B) the second`` or ``B. the second``."""
+    start = line.lstrip()[:3]
+    return len(start) == 3 and start[0] in "ABCDE" and start[1] in ".)" and start[2].isspace()
+
+
 @lru_cache(maxsize=1 << 13)
 def _word_slot(word: str) -> int:
     return len(_NAMED) + zlib.crc32(word.encode(), _WORD_START) % (_BUCKETS - len(_NAMED))
@@ -111,7 +139,9 @@ class Logistic(msgspec.Struct):
     weights: dict[int, float] = {}
 
     def probability(self, features: Mapping[int, float]) -> float:
-        score = sum(self.weights.get(slot, 0.0) * value for slot, value in features.items())
+        weight_of, score = self.weights.get, 0.0
+        for slot, value in features.items():
+            score += weight_of(slot, 0.0) * value
         return 1 / (1 + math.exp(-max(-30.0, min(30.0, score))))
 
     @classmethod

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from codriver.core.errors import BadConfigValue, MissingFile
 from codriver.core.messages import ChatRequest, JsonSchema, Message, ResponseFormat, TokenLogprob, TopLogprob
@@ -16,6 +19,8 @@ from codriver.route.quality import (
     Draft,
     Outcome,
     Quality,
+    _is_option,
+    _words,
     calibrate,
     draft_features,
     load_calibration,
@@ -135,3 +140,24 @@ def test_features_are_quick(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         features_us, prior_us = 2e3 * (middle_s - began_s), 2e3 * (ended_s - middle_s)
         print(f"\n  request_features: {features_us:.1f} us, prior: {prior_us:.1f} us (question of 50 words)")
+
+
+@given(st.text(st.sampled_from("aBéß07_²٣ \n\t\x1f\N{NO-BREAK SPACE}-.'\N{EM DASH}"), max_size=1500))
+def test_words_are_runs_of_letters_or_of_digits(text: str) -> None:
+    assert _words(text) == re.findall(r"[^\W\d_]+|\d+", text)[:128]
+
+
+@pytest.mark.parametrize(
+    ("line", "is_one"),
+    [
+        ("A) yes", True),
+        ("  B. no", True),
+        ("E)\tmaybe", True),
+        ("F) no", False),
+        ("A yes", False),
+        ("A)", False),
+        ("", False),
+    ],
+)
+def test_a_line_of_a_list_of_choices(line: str, is_one: bool) -> None:
+    assert _is_option(line) is is_one
