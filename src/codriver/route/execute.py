@@ -324,9 +324,12 @@ class Run:
 
     def _can_pass_on(self, attempt: Attempt) -> bool:
         """True for JSON that whoever is left can finish, or that has been passed on already."""
+        if attempt.on_late_death != "resume" or not self._json.is_followed:
+            return False
         left = {one.engine for one in [*self._queue, *self._drafters()]}
-        passes = attempt.on_late_death == "resume" and bool(left or self._shaper.begun)
-        return passes and self._json.can_pass_on(self._lineup.engines[name].card for name in left)
+        return bool(left or self._shaper.begun) and self._json.can_be_finished(
+            self._lineup.engines[name].card for name in left
+        )
 
     def _request_for(self, attempt: Attempt) -> ChatRequest:
         card = self._lineup.engines[attempt.engine].card

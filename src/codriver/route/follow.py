@@ -22,9 +22,14 @@ class Followed:
     def __init__(self, request: ChatRequest) -> None:
         self._text = _text_of(request)
 
-    def can_pass_on(self, to: Iterable[EngineCard]) -> bool:
+    @property
+    def is_followed(self) -> bool:
+        """True for JSON of a schema that can be followed."""
+        return self._text is not None
+
+    def can_be_finished(self, by: Iterable[EngineCard]) -> bool:
         """True when each of these engines could finish the answer wherever it is cut."""
-        return self._text is not None and all(card.can("json_resume") and card.can("prefill") for card in to)
+        return self.is_followed and all(card.can("json_resume") and card.can("prefill") for card in by)
 
     def take(self, chunk: ChatChunk, engine: str) -> None:
         """Note what the client is about to get. Raises :class:`EngineDied` where it must not get it."""

@@ -72,13 +72,17 @@ class Lineup:
     breakers: dict[str, Breaker] = field(init=False)
     paces: dict[str, Pace] = field(init=False)
     veil: NoVeil = field(init=False, default=NO_VEIL)
+    _by_locality: dict[str, list[str]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.breakers = {name: Breaker(self.breaker_config, self.clock) for name in self.engines}
         self.paces = {name: Pace() for name in self.engines}
+        self._by_locality = {}
+        for name, engine in self.engines.items():
+            self._by_locality.setdefault(engine.card.locality, []).append(name)
 
     def of(self, locality: str) -> list[str]:
-        return [name for name, engine in self.engines.items() if engine.card.locality == locality]
+        return self._by_locality.get(locality, [])
 
     def without_link(self) -> Lineup:
         """The same engines, breakers and knowledge, for a router that does not look at the link."""

@@ -215,5 +215,5 @@ def test_any_text_of_any_cloud_gives_one_valid_answer(data: st.DataObject) -> No
 )  # fmt: skip
 def test_what_is_not_one_json_value_is_not_followed(members: dict[str, Any]) -> None:
     followed = Followed(ChatRequest(**{"messages": [Message(role="user", content="hi")], **members}))
-    assert not followed.can_pass_on([])
+    assert not followed.can_be_finished([])
     assert not followed.is_whole
