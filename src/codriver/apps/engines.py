@@ -86,6 +86,7 @@ async def _llama_cpp(
         prefix=prefix.messages,
         prefix_tools=prefix.tools,
         prefix_dir=store.root / "prefixes" if prefix.messages else None,
+        openings=settings.openings,
         mmproj=mmproj,
     )
     engine: Engine = await kind.start(config)

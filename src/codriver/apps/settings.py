@@ -30,6 +30,9 @@ class OnBoard:
         None,
         "JSON file: the messages and tools that every conversation starts with; their state is kept on disk.",
     )
+    openings: int = setting(
+        8, "Most beginnings kept computed that several requests share (llama_cpp; in memory); 0: none.", least=0
+    )
     embedder: str = setting("all-minilm-l6-v2-int8", "Sentence embedding model (ONNX); empty: none.")
     embedder_tokenizer: str = setting("all-minilm-l6-v2-tokenizer", "Its tokenizer.json.")
     null_text: str = setting(

@@ -11,10 +11,10 @@ with a finish reason and llama.cpp's own end mark, or with an error.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import aiohttp
@@ -30,10 +30,13 @@ from codriver.core.messages import ChatChunk, ChatRequest, Delta, Message, Tool
 from .gguf_header import read_header
 from .llama_cpp_calls import BareCallReader
 from .llama_cpp_config import LlamaCppConfig
-from .llama_cpp_prefix import PrefixFolder, PrefixState, prefix_key, prefix_tokens, restore, warm
+from .llama_cpp_keep import Keeper
+from .llama_cpp_openings import Opening, Openings
+from .llama_cpp_prefix import PrefixFolder, PrefixState, prefix_key, warm
 from .llama_cpp_request import Dialect, Prepared, prepare, refusal
 from .llama_cpp_server import LlamaServer, wheel_version
 from .llama_cpp_slots import Slots, adapters_of, history_of
+from .llama_cpp_state import shared_tokens
 from .llama_cpp_tools import CallReader, wire_free
 from .openai_formats import decode_text
 from .openai_link import Expiry
@@ -70,8 +73,15 @@ class LlamaCpp(TextOnly):
         self._server: LlamaServer | None = None
         self._state: Literal["ready", "loading", "down"] = "loading"
         self._reason = ""
-        self._permits = asyncio.Semaphore(config.slots)
         self._slots = Slots(config.slots)
+        self._openings = Openings(config.openings, config.slots * config.context_tokens)
+        self._keeper = Keeper(
+            self._openings,
+            self._slots,
+            encode=lambda request: prepare(request, self._dialect).body,
+            waits=lambda: self._queue >= config.slots,  # the one more slot is the keeper's
+            learns=config.openings > 0,
+        )
         self._prefix = _declared(config)
         self._queue = 0
         self._mean_s = 0.0
@@ -90,7 +100,7 @@ class LlamaCpp(TextOnly):
         """Load the model and put the declared prefix into every slot. Errors: :class:`EngineUnavailable`."""
         config = self._config
         folder = self._prefix_folder()
-        server = self._server = LlamaServer(config, folder.folder if folder else None)
+        server = self._server = LlamaServer(config)
         try:
             await server.start()
             props = await server.call("GET", "/props")
@@ -98,7 +108,7 @@ class LlamaCpp(TextOnly):
             self._dialect = replace(self._dialect, native_tools=native)
             if config.prefix:
                 self.prefix = await self._warm(server, folder)
-                self._slots.mark_all()
+                self._pin(server)
         except BaseException as error:
             # Cancelled or failed: nothing may stay behind either way.
             self._state, self._reason = "down", str(error) or "loading was cancelled"
@@ -117,8 +127,7 @@ class LlamaCpp(TextOnly):
 
     async def _warm(self, server: LlamaServer, folder: PrefixFolder | None) -> PrefixState:
         config = self._config
-        bodies = tuple(self._prefix_body(word) for word in ("a", "b"))
-        tokens = await prefix_tokens(server, (bodies[0], bodies[1]))
+        tokens = await shared_tokens(server, (self._prefix_body("a"), self._prefix_body("b")))
         if len(tokens) >= config.context_tokens:
             raise BadConfigValue(
                 f"The declared prefix has {len(tokens)} tokens, the context {config.context_tokens}.",
@@ -128,11 +137,20 @@ class LlamaCpp(TextOnly):
         kept = (folder, prefix_key(config.model, settings, tokens)) if folder else None
         return await warm(server, tokens, config.slots, kept)
 
+    def _pin(self, server: LlamaServer) -> None:
+        """The declared prefix is an opening that stays."""
+        messages, tools = self._prefix
+        history = history_of(ChatRequest(messages=messages, tools=tools))
+        self._slots.mark(self.prefix.slots, history)
+        if self.prefix.state is not None:
+            opening = Opening(history[-1], len(history), self.prefix.state, pinned=True)
+            self._openings.add(opening, server.slot_folder)
+
     def _prefix_body(self, word: str) -> dict[str, Any]:
         messages, tools = self._prefix
         request = ChatRequest(messages=[*messages, Message(role="user", content=word)], tools=tools or None)
         body: dict[str, Any] = msgspec.json.decode(prepare(request, self._dialect).body)
-        return {key: body[key] for key in ("messages", "tools") if key in body}
+        return body
 
     async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncIterator[ChatChunk]:
         self.card.refuse_unfit(request)
@@ -141,7 +159,7 @@ class LlamaCpp(TextOnly):
         self._queue += 1
         expiry = Expiry(deadline)
         try:
-            await expiry.wait(self._permits.acquire)
+            await expiry.wait(self._slots.permits.acquire)
             try:
                 begun_s = self._clock.monotonic_s()
                 chunks = self._on_slot(request, prepared, expiry)
@@ -152,7 +170,7 @@ class LlamaCpp(TextOnly):
                     await chunks.aclose()
                 self._learn(self._clock.monotonic_s() - begun_s)
             finally:
-                self._permits.release()
+                self._slots.permits.release()
         finally:
             expiry.end()
             self._queue -= 1
@@ -160,31 +178,29 @@ class LlamaCpp(TextOnly):
     async def _on_slot(
         self, request: ChatRequest, prepared: Prepared, expiry: Expiry
     ) -> AsyncGenerator[ChatChunk, None]:
-        prefixed = self._begins_with_prefix(request)
-        slot = self._slots.take(history_of(request), prefixed)
+        server, plan = self._ready_server(), self._keeper.plan(request, history_of(request))
+        adapters = adapters_of(request)
+        slot = self._slots.take(plan.history, adapters, plan.saved)
         readers = _readers(prepared)
         try:
-            if prefixed and not slot.has_prefix:
-                server, state = self._ready_server(), self.prefix
-                await expiry.wait(lambda: restore(server, state.file, (slot.id,), state.tokens))
-            slot.has_prefix = prefixed
-            body = prepared.on_slot(slot.id, reuse=slot.adapters == adapters_of(request))
-            slot.adapters = adapters_of(request)
-            chunks = self._stream(prepared.path, body, expiry, "image" in request.modalities())
+            reuse = slot.adapters == adapters
+            if plan.opening and reuse and slot.in_place < plan.saved:
+                await expiry.wait(partial(self._keeper.put, server, slot, plan.opening))
+            # No more is sure to be there until the prompt has been read.
+            slot.history, slot.adapters = plan.history[: slot.in_place], adapters
+            chunks = self._stream(
+                prepared.path, prepared.on_slot(slot.id, reuse), expiry, "image" in request.modalities()
+            )
             try:
                 async for chunk in chunks:
+                    slot.history = plan.history
                     for part in readers(chunk):
                         yield part
             finally:
                 await chunks.aclose()
         finally:
             self._slots.give(slot)
-
-    def _begins_with_prefix(self, request: ChatRequest) -> bool:
-        messages, tools = self._prefix
-        if not self.prefix.tokens or request.prompt is not None or (request.codriver and request.codriver.lora):
-            return False
-        return request.messages[: len(messages)] == messages and (request.tools or []) == tools
+        self._keeper.offer(server, slot, request, plan)
 
     async def _stream(self, path: str, body: bytes, expiry: Expiry, has_image: bool) -> AsyncGenerator[ChatChunk, None]:
         server = self._ready_server()
@@ -239,6 +255,7 @@ class LlamaCpp(TextOnly):
     async def aclose(self) -> None:
         """Stop, and free threads, socket and folder. Streams under way end with :class:`EngineDied`."""
         self._state, self._reason = "down", "it was closed"
+        await self._keeper.aclose()
         server, self._server = self._server, None
         if server is not None:
             await server.aclose()

@@ -28,6 +28,9 @@ class LlamaCppConfig:
     prefix_tools: tuple[dict[str, Any], ...] = setting((), "Tools of every conversation, as in a request.")
     prefix_dir: Path | None = setting(None, "Folder that keeps the computed prefix across restarts; none: not kept.")
     prefix_files: int = setting(4, "Most computed prefixes kept in that folder.", least=1)
+    openings: int = setting(
+        8, "Most beginnings kept computed that several requests share (in memory, while it runs); 0: none.", least=0
+    )
     mmproj: Path | None = setting(None, "The GGUF file of the model's image projector; without one no image is read.")
     lora: tuple[str, ...] = setting((), "LoRA adapters that requests may name: 'name=file.gguf' each.")
     input_usd: float = setting(0.0, "US dollars per million input tokens, for the budget.", least=0)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
-from collections.abc import Iterable
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ import msgspec
 from codriver.core.errors import EngineUnavailable
 
 from .llama_cpp_server import LlamaServer
+from .llama_cpp_state import State, hold, restore, save
 
 _SUFFIX, _SEAL = ".kv", ".seal"
+_FILE = f"prefix{_SUFFIX}"
 
 
 class Seal(msgspec.Struct, frozen=True):
@@ -36,10 +37,13 @@ class Seal(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class PrefixState:
-    """``tokens`` in every slot, saved as ``file`` in the slot folder; ``restored``: from disk, nothing was computed."""
+    """``tokens`` in the first ``slots`` slots, saved as ``state`` (none: it could not be saved);
+    ``restored``: from disk, nothing was computed.
+    """
 
     tokens: int = 0
-    file: str = ""
+    state: State | None = None
+    slots: int = 1
     restored: bool = False
 
 
@@ -51,31 +55,37 @@ class PrefixFolder:
         self._keep = keep
         folder.mkdir(parents=True, exist_ok=True)
 
-    def find(self, key: str, tokens: int) -> str | None:
-        """The file name of a sound kept prefix; an unsound one is deleted."""
+    def fetch(self, key: str, tokens: int, into: Path) -> State | None:
+        """Copy a sound kept prefix to ``into``; an unsound one is deleted. The copy is what is checked."""
         path, seal_path = self._paths(key)
         try:
             seal = msgspec.json.decode(seal_path.read_bytes(), type=Seal)
-            sound = seal.key == key and seal.tokens == tokens and path.stat().st_size == seal.bytes
-            if sound and _sha256(path) == seal.sha256:
-                os.utime(path)
-                return path.name
-        except (OSError, msgspec.DecodeError):
-            pass
-        self.drop(key)
+            if seal.key == key and seal.tokens == tokens and path.stat().st_size == seal.bytes:
+                shutil.copyfile(path, into)
+                if _sha256(into) == seal.sha256:
+                    os.utime(path)
+                    return State.of(into, tokens)
+            self.drop(key)
+        except msgspec.DecodeError:
+            self.drop(key)
+        except OSError:
+            pass  # none is kept, or there is no room for the copy
+        into.unlink(missing_ok=True)
         return None
 
-    def adopt(self, written: str, key: str, tokens: int) -> str:
-        """Take a freshly written file in under its key; its name then. The file comes first, its seal last."""
-        source = self.folder / written
+    def adopt(self, source: Path, key: str, tokens: int) -> None:
+        """Keep a copy of a freshly written file under its key. The file comes first, its seal last."""
         path, seal_path = self._paths(key)
         seal = Seal(key, _sha256(source), source.stat().st_size, tokens)
-        source.replace(path)
-        draft = seal_path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_bytes(msgspec.json.encode(seal))
-        draft.replace(seal_path)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            shutil.copyfile(source, draft)
+            draft.replace(path)
+            draft.write_bytes(msgspec.json.encode(seal))
+            draft.replace(seal_path)
+        finally:
+            draft.unlink(missing_ok=True)
         self._prune()
-        return path.name
 
     def drop(self, key: str) -> None:
         for path in self._paths(key):
@@ -105,46 +115,25 @@ def prefix_key(model: Path, settings: list[Any], tokens: list[int]) -> str:
     return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:32]
 
 
-async def prefix_tokens(server: LlamaServer, bodies: tuple[dict[str, Any], dict[str, Any]]) -> list[int]:
-    """The tokens that two conversations with nothing but the prefix in common share."""
-    lists = []
-    for body in bodies:
-        text = (await server.call("POST", "/apply-template", body))["prompt"]
-        question = {"content": text, "add_special": True, "parse_special": True}
-        lists.append((await server.call("POST", "/tokenize", question))["tokens"])
-    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*lists, strict=False))
-    return [int(token) for token, _ in pairs]
-
-
 async def warm(
     server: LlamaServer, tokens: list[int], slots: int, kept: tuple[PrefixFolder, str] | None
 ) -> PrefixState:
-    """Put the prefix into every slot, from disk where it is kept, else computed once and saved."""
-    folder, key = kept or (PrefixFolder(server.slot_folder, 1), "prefix")
-    if name := folder.find(key, len(tokens)):
-        if await restore(server, name, range(slots), len(tokens)):
-            return PrefixState(len(tokens), name, restored=True)
-        folder.drop(key)
-    body = {"prompt": tokens, "n_predict": 0, "id_slot": 0, "cache_prompt": True}
-    await server.call("POST", "/completion", body)
-    draft = f"{key}.{os.getpid()}.tmp"
+    """Put the prefix into every slot, from disk where it is kept, else computed once and saved.
+
+    Where it cannot be saved, only slot 0 holds it. Errors: :class:`EngineUnavailable`.
+    """
+    path = server.slot_folder / _FILE
+    if kept and (fetched := kept[0].fetch(kept[1], len(tokens), path)):
+        if await restore(server, fetched, range(slots)):
+            return PrefixState(len(tokens), fetched, slots, restored=True)
+        kept[0].drop(kept[1])
+    await hold(server, 0, tokens, [])
     try:
-        saved = int((await server.call("POST", "/slots/0?action=save", {"filename": draft}))["n_saved"])
-        name = folder.adopt(draft, key, saved)
-    finally:
-        with contextlib.suppress(OSError):
-            (folder.folder / draft).unlink()
-    await restore(server, name, range(1, slots), saved)
-    return PrefixState(saved, name)
-
-
-async def restore(server: LlamaServer, name: str, slots: Iterable[int], tokens: int) -> bool:
-    """Load the saved prefix into ``slots``; False when llama.cpp will not have it."""
-    for slot in slots:
-        try:
-            done = await server.call("POST", f"/slots/{slot}?action=restore", {"filename": name})
-        except EngineUnavailable:
-            return False
-        if done["n_restored"] != tokens:
-            return False
-    return True
+        state = await save(server, 0, _FILE)
+    except (EngineUnavailable, OSError):
+        return PrefixState(len(tokens))
+    if kept:
+        with contextlib.suppress(OSError):  # computed again at the next start, then
+            kept[0].adopt(path, kept[1], state.tokens)
+    everywhere = await restore(server, state, range(1, slots))
+    return PrefixState(state.tokens, state, slots if everywhere else 1)

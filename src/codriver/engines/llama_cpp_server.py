@@ -1,4 +1,4 @@
-"""llama.cpp's server inside this process, reached over a Unix socket in a private folder.
+"""llama.cpp's server inside this process, reached over a Unix socket in a private folder; slots are saved in another.
 
 Three things about the wheel that this file hides: its constructor blocks until the model is loaded (a thread waits), it
 installs SIGINT and SIGTERM handlers of its own (the process's are put back), and its OpenMP threads spin at barriers.
@@ -6,8 +6,8 @@ A car's cores are shared, and two threads that spin on two cores fell from 120 t
 171 to 12 with four, when one other process was busy. One decoding thread and passive waits give 94 and 100 either way:
 the default on two cores or fewer. On more, one core is left to others and OpenMP keeps its default. ``OMP_WAIT_POLICY``
 in the environment overrides the waits, the setting ``threads`` the count.
-The rule kept here: after ``aclose`` no thread, socket or folder is left; what a killed process left, the next start
-sweeps.
+The rule kept here: what slots hold is written to no other place, and after ``aclose`` no thread, socket or folder is
+left; what a killed process left, the next start sweeps.
 """
 
 from __future__ import annotations
@@ -73,11 +73,10 @@ class LlamaServer:
 
     url = "http://llama"
 
-    def __init__(self, config: LlamaCppConfig, slot_folder: Path | None = None) -> None:
+    def __init__(self, config: LlamaCppConfig) -> None:
         self._config = config
-        self._private = PrivateFolder()
-        self.folder = self._private.path
-        self.slot_folder = slot_folder or self.folder
+        self._private, self._states = PrivateFolder(), PrivateFolder(in_memory=True)
+        self.folder, self.slot_folder = self._private.path, self._states.path
         self._server: Any = None
         self.session: aiohttp.ClientSession | None = None
         self._closed = False
@@ -188,6 +187,7 @@ class LlamaServer:
             self._wait_idle()
         self._server = None  # the wheel's destructor ends the loop and joins its threads
         self._private.remove()
+        self._states.remove()
 
 
 def _close_unread(sending: asyncio.Future[aiohttp.ClientResponse]) -> None:

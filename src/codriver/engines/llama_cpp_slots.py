@@ -1,12 +1,15 @@
-"""Which of llama.cpp's slots answers a request, and whether the declared prefix has to be put back into it first.
+"""Which of llama.cpp's slots answers a request.
 
 llama.cpp would choose itself, but it lets a strange conversation overwrite the prefix and then computes it again for
-the next one. Chosen here, a conversation returns to the slot that holds its beginning, strangers go where no prefix is
-lost, and a slot that lost the prefix gets it back from the saved state (milliseconds instead of a prompt).
+the next one. Chosen here, a conversation returns to the slot that holds its beginning. An opening that is saved
+(``llama_cpp_openings.py``) is as good in one slot as in another, for putting it back takes milliseconds: then the
+choice keeps the conversations of others. The rule kept here: a conversation that went on is not overwritten for the
+next few turns while another slot will do, and it cannot hold its slot for ever.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 from dataclasses import dataclass, field
@@ -15,17 +18,22 @@ import msgspec
 
 from codriver.core.messages import ChatRequest
 
+# Each entry tells a whole beginning: the messages up to it, with the tools and adapters.
 History = tuple[bytes, ...]
+_SPARED_TURNS = 8  # answers per slot for which a conversation that went on is spared
 
 
 @dataclass
 class Slot:
-    """``history`` has a digest per message of the conversation it last held, ``adapters`` what it was computed with."""
+    """``history`` is of the conversation it last held, ``adapters`` what it was computed with; of the request that has
+    it, ``in_place`` entries were there. ``went_on``: that conversation was there for more than one turn.
+    """
 
     id: int
     history: History = ()
     adapters: bytes = b""
-    has_prefix: bool = False
+    in_place: int = 0
+    went_on: bool = field(default=False, repr=False)
     used: int = field(default=0, repr=False)
 
 
@@ -33,46 +41,70 @@ class Slots:
     """Free slots; the caller holds a permit for each one it takes."""
 
     def __init__(self, count: int) -> None:
+        self.permits = asyncio.Semaphore(count)
+        self._spared_turns = _SPARED_TURNS * count
         self._free = [Slot(index) for index in range(count)]
         self._busy: set[int] = set()
-        self._turn = itertools.count(1)
+        self._turn = 0
 
-    def mark_all(self) -> None:
-        """Every slot holds the prefix now."""
-        for slot in self._free:
-            slot.has_prefix = True
+    def mark(self, count: int, history: History) -> None:
+        """The first ``count`` slots hold this beginning now."""
+        for slot in self._free[:count]:
+            slot.history = history
 
-    def take(self, history: History, prefixed: bool) -> Slot:
-        """The free slot with the longest common beginning; among equals one whose prefix fits, then one beside a busy
-        slot (llama.cpp computes only neighbours in one batch), then the one used longest ago.
+    def take(self, history: History, adapters: bytes = b"", saved: int = 0) -> Slot:
+        """The free slot with the longest common beginning, ``saved`` entries of which can be put into any with the same
+        adapters. Among equals one whose conversation has not gone on, then one beside a busy slot (llama.cpp computes
+        only neighbours in one batch), then the one used longest ago.
         """
-        best = max(
-            self._free,
-            key=lambda slot: (
-                common(slot.history, history),
-                slot.has_prefix == prefixed,
+
+        def worth(slot: Slot) -> tuple[int, bool, bool, int]:
+            return (
+                max(common(slot.history, history), saved if slot.adapters == adapters else 0),
+                not (slot.went_on and self._turn - slot.used < self._spared_turns),
                 not self._busy.isdisjoint((slot.id - 1, slot.id + 1)),
                 -slot.used,
-            ),
-        )
+            )
+
+        best = max(self._free, key=worth)
+        best.in_place = common(best.history, history)
+        best.went_on = saved < best.in_place == len(best.history) < len(history)
         self._free.remove(best)
         self._busy.add(best.id)
-        best.history = history
         return best
 
     def give(self, slot: Slot) -> None:
-        slot.used = next(self._turn)
+        self._turn += 1
+        slot.used = self._turn
         self._busy.discard(slot.id)
         self._free.append(slot)
 
+    async def claim(self, slot: Slot, history: History) -> bool:
+        """That very slot with a permit, at once: where it is free, still holds ``history`` and nobody waits for one."""
+        if self.permits.locked() or slot.history != history or slot.id in self._busy:
+            return False
+        await self.permits.acquire()
+        self._free.remove(slot)
+        self._busy.add(slot.id)
+        return True
+
+    def unclaim(self, slot: Slot) -> None:
+        """Give a claimed slot back; this was no use of it."""
+        self._busy.discard(slot.id)
+        self._free.append(slot)
+        self.permits.release()
+
 
 def history_of(request: ChatRequest) -> History:
-    """A digest per message, adapters and tools within the first; a completion has one, of its beginning."""
+    """A digest per message, over all before it, tools and adapters; a completion has one, of its beginning."""
     adapters = adapters_of(request)
     if request.prompt is not None:
         return (_digest((adapters, request.prompt[:256])),)
-    first = _digest((adapters, request.tools, request.messages[:1]))
-    return (first, *(_digest(message) for message in request.messages[1:]))
+    digests, last = [], _digest((adapters, request.tools or None))
+    for message in request.messages:
+        last = _digest(message, last)
+        digests.append(last)
+    return tuple(digests)
 
 
 def adapters_of(request: ChatRequest) -> bytes:
@@ -87,5 +119,5 @@ def common(one: History, other: History) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _digest(part: object) -> bytes:
-    return hashlib.blake2b(msgspec.json.encode(part), digest_size=12).digest()
+def _digest(part: object, before: bytes = b"") -> bytes:
+    return hashlib.blake2b(before + msgspec.json.encode(part), digest_size=12).digest()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from codriver.engines.llama_cpp_folder import SOCKET, PrivateFolder, sweep
+from codriver.engines import llama_cpp_folder
+from codriver.engines.llama_cpp_folder import SOCKET, PrivateFolder, memory_folders, sweep
 
 HOLDER = f"""
 import sys, tempfile
@@ -64,3 +65,32 @@ def test_a_long_temporary_folder_is_not_used(parent: Path, monkeypatch: pytest.M
     folder = PrivateFolder()
     assert folder.path.parent == Path("/tmp") and not list(deep.iterdir())
     folder.remove()
+
+
+def test_states_lie_in_memory_where_there_is_such_a_place(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = parent / "memory"
+    memory.mkdir()
+    left = memory / "codriver-llama-left"
+    left.mkdir()
+    (left / "lock").touch()
+    monkeypatch.setattr(llama_cpp_folder, "memory_folders", lambda: [memory])
+    states = PrivateFolder(in_memory=True)
+    assert states.path.parent == memory and states.path.stat().st_mode & 0o077 == 0
+    assert not left.exists()
+    left.mkdir()
+    (left / "lock").touch()
+    PrivateFolder().remove()  # whoever starts sweeps there, too
+    assert not left.exists() and states.path.is_dir()
+    states.remove()
+    assert not list(memory.iterdir())
+    monkeypatch.setattr(llama_cpp_folder, "_LEAST_FREE_BYTES", 1 << 60)  # no room there
+    states = PrivateFolder(in_memory=True)
+    assert states.path.parent == parent
+    states.remove()
+
+
+def test_only_folders_in_memory_that_can_be_written_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "missing"))
+    assert set(memory_folders()) <= {Path("/dev/shm")}
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert tmp_path in memory_folders()

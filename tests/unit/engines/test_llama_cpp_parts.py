@@ -31,7 +31,6 @@ from codriver.engines.json_subset import closed, fits
 from codriver.engines.llama_cpp import _Ends
 from codriver.engines.llama_cpp_calls import BareCallReader
 from codriver.engines.llama_cpp_request import Dialect, prepare, refusal
-from codriver.engines.llama_cpp_slots import Slots, history_of
 from codriver.engines.llama_cpp_tools import CallReader, call_grammar, describe
 from tests.unit.engines.gbnf import Gbnf
 
@@ -286,37 +285,7 @@ def test_prose_is_not_held_back() -> None:
     assert read_bare('{"name": "he', "llo", '"}')[1] == 2
 
 
-# ---------------------------------------------------------------- slots and ends
-
-
-def test_a_conversation_comes_back_to_its_slot() -> None:
-    slots = Slots(3)
-    first, second = history_of(user("a")), history_of(user("b"))
-    one, two = slots.take(first, False), slots.take(second, False)
-    slots.give(one)
-    slots.give(two)
-    longer = user("a")
-    longer.messages.append(Message(role="assistant", content="yes"))
-    assert slots.take(history_of(longer), False) is one
-
-
-def test_streams_at_once_sit_side_by_side() -> None:
-    slots = Slots(4)
-    for text in "abcd":  # used in the order 0, 1, 2, 3
-        slots.give(slots.take(history_of(user(text)), False))
-    back = slots.take(history_of(user("c")), False)
-    assert back.id == 2
-    assert slots.take(history_of(user("new")), False).id == 1  # not 0, though that was used longest ago
-
-
-def test_strangers_spare_the_prefix() -> None:
-    slots = Slots(2)
-    slots.mark_all()
-    stranger = slots.take(history_of(user("x")), False)
-    stranger.has_prefix = False
-    slots.give(stranger)
-    assert slots.take(history_of(user("y")), False) is stranger
-    assert slots.take(history_of(user("z")), True).has_prefix
+# ---------------------------------------------------------------- ends
 
 
 def test_a_stream_is_whole_only_with_finish_reason_and_end_mark() -> None:
