@@ -29,6 +29,8 @@ _LEAST_CLOUD_S = 0.3
 # How far the estimate of a prompt's length may be too high.
 _DOUBT = 0.75
 _HAND_OVER_S = 0.25
+# Of the whole time, at most, for finishing what a takeover has begun.
+_FINISHING_SHARE = 0.25
 # However quick the vehicle is: a busy machine may take that long to turn to it.
 _LEAST_RESERVE_S = 0.1
 
@@ -211,14 +213,20 @@ class Decider:
         gate = self._gate(ask, sure)
         why = f"is sure with prior p={prior:.2f}" if sure else f"drafts with prior p={prior:.2f}"
         draft = replace(self._attempt(ask, vehicle[0], why, ask.deadline_s), gate=gate)
-        # The rejected draft is still there when the takeover's time ends: that must be early enough to hand it over.
-        takeover_s = max(0.0, ask.deadline_s - _HAND_OVER_S) if gate else ask.deadline_s
+        takeover_s = max(0.0, ask.deadline_s - self._kept_back_s(ask, vehicle[0])) if gate else ask.deadline_s
         takeovers = [self._attempt(ask, name, "takes over from a weak draft", takeover_s) for name in cloud]
         return [
             draft,
             *(replace(attempt, start="after_rejection") for attempt in takeovers),
             *(self._attempt(ask, name, "the vehicle's safety net", ask.deadline_s) for name in vehicle[1:]),
         ]
+
+    def _kept_back_s(self, ask: Ask, vehicle: str) -> float:
+        """What a takeover may not have of the time. Where it has brought nothing by then, the rejected draft is handed
+        over at once; where it has, the vehicle goes on from there, and needs its time.
+        """
+        needed_s = self._lineup.paces[vehicle].needed_s(ask.request.limit_tokens)
+        return max(_HAND_OVER_S, min(needed_s, _FINISHING_SHARE * ask.deadline_s))
 
     def _why_cloud(self, ask: Ask, vehicle: str, cloud: str, prior: float) -> str:
         """Why the cloud should go first; empty when the vehicle should. A draft that its gate can judge costs little:

@@ -341,6 +341,25 @@ def test_refusals_say_why(
     assert sentence in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("pace", "deadline_ms", "kept_back_s"),
+    [
+        (Pace(ttft_s=0.2, token_s=0.01, tokens=10.0), 4000, 0.6),
+        (Pace(ttft_s=0.01, token_s=0.001, tokens=10.0), 4000, 0.25),
+        (Pace(ttft_s=2.0, token_s=0.1, tokens=100.0), 4000, 1.0),
+    ],
+)
+def test_a_takeover_leaves_the_vehicle_time_to_finish_it(pace: Pace, deadline_ms: float, kept_back_s: float) -> None:
+    async def main() -> AttemptPlan:
+        lineup = lineup_of(*both(), quality=Known(0.5))
+        lineup.paces["v"] = pace
+        return Decider(lineup).plan(ask(codriver={"deadline_ms": deadline_ms}, max_tokens=100))
+
+    draft, takeover = run_virtual(main()).attempts
+    assert draft.total_s == 4.0
+    assert takeover.total_s == pytest.approx(4.0 - kept_back_s)
+
+
 def test_a_plan_explains_itself() -> None:
     made = plan(prior=0.5)
     assert made.explain() == (
