@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 _SCRIPT = """
+import signal
+# Where the tests themselves run in the background of a shell, it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from codriver.bench import drive
 from codriver.bench.drive_inputs import Inputs
