@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from codriver.core.messages import ChatRequest, FunctionSpec, Message, RequestOptions, Tool
 from codriver.engines.llama_cpp_slots import History, Slot, Slots, adapters_of, common, history_of
 
 
 def talk(*texts: str) -> ChatRequest:
-    roles = ("user", "assistant")
-    return ChatRequest(messages=[Message(role=roles[n % 2], content=text) for n, text in enumerate(texts)])  # type: ignore[arg-type]
+    return ChatRequest(
+        messages=[Message(role="assistant" if n % 2 else "user", content=text) for n, text in enumerate(texts)]
+    )
 
 
 def answered(slots: Slots, *texts: str, saved: int = 0) -> Slot:
@@ -83,8 +85,8 @@ def test_histories_tell_beginnings_apart() -> None:
     tools = [Tool(function=FunctionSpec(name="f"))]
     lora = RequestOptions(lora=[{"name": "x"}])
 
-    def first(**members: object) -> History:
-        return history_of(ChatRequest(messages=talk("a").messages, **members))  # type: ignore[arg-type]
+    def first(**members: Any) -> History:
+        return history_of(ChatRequest(messages=talk("a").messages, **members))
 
     assert len({first(), first(tools=tools), first(codriver=lora)}) == 3
     assert first() == first(tools=[])
