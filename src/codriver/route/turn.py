@@ -24,6 +24,9 @@ log = logging.getLogger("codriver.route")
 _STOP_S = 0.25
 # The timer looks at the clock at least this often: waits that end later than that need not move it.
 _LOOK_S = 1.0
+# A timer that comes so late tells of a process that stood still. What the engine sent meanwhile lies unread: once in a
+# wait there is this much time to read it before the engine is blamed.
+_STOOD_S, _READ_S = 0.05, 0.25
 
 
 class Turn:
@@ -33,7 +36,7 @@ class Turn:
 
     __slots__ = (
         "_at_s", "_doubt", "_due_s", "_error", "_fired", "_fresh", "_kept", "_loop", "_over", "_patience_s", "_pump",
-        "_soon_s", "_stream", "_timer", "_waiter",
+        "_soon_s", "_spared_s", "_stream", "_timer", "_waiter",
     )  # fmt: skip
 
     def __init__(self, stream: AsyncIterator[ChatChunk]) -> None:
@@ -42,7 +45,7 @@ class Turn:
         # The timer's time is kept here: what uvloop gives for less than half a millisecond does not know its own.
         self._timer: asyncio.Handle | None = None
         self._at_s = float("inf")
-        self._due_s = self._soon_s = self._patience_s = float("inf")
+        self._due_s = self._soon_s = self._patience_s = self._spared_s = float("inf")
         self._doubt: Callable[[], bool] | None = None
         self._waiter: asyncio.Task[Any] | None = None
         self._fired = 0
@@ -161,9 +164,14 @@ class Turn:
         if not self._fired and self._at_s + 1e-4 < end_s:
             self._set_timer(min(end_s, self._at_s + _LOOK_S))
             return
+        now_s = self._loop.time()
+        if now_s - self._at_s > _STOOD_S and self._spared_s != self._due_s:
+            self._spared_s = self._due_s
+            self._set_timer(now_s + _READ_S)
+            return
         self._fired += 1
         self._waiter.cancel()
-        self._set_timer(self._loop.time() + _STOP_S)
+        self._set_timer(now_s + _STOP_S)
 
     def _forgive(self, task: asyncio.Task[Any]) -> int:
         """Take back the cancellations that were this turn's own; how many are left."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import uvloop
@@ -16,6 +16,7 @@ from codriver.engines.null import Null, NullConfig
 from codriver.route.config import RouteConfig
 from codriver.route.hybrid import HybridEngine
 from codriver.route.lineup import Lineup
+from codriver.route.turn import Turn
 from tests.unit.route.drive import ask
 
 
@@ -57,3 +58,30 @@ def test_a_very_short_wait_ends_at_once(first_token_ms: float) -> None:
             assert text
             assert outcomes == ["first_token_timeout", "answered"]
     assert time.monotonic() - began_s < 2
+
+
+@pytest.mark.parametrize("loop_factory", [uvloop.new_event_loop, asyncio.new_event_loop])
+@pytest.mark.parametrize(("writes", "told"), [(True, "late"), (False, "TimeoutError")])
+def test_an_engine_is_not_blamed_for_a_process_that_stood_still(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], writes: bool, told: str
+) -> None:
+    """What came over the wire meanwhile is read; an engine that has sent nothing is given up all the same."""
+
+    async def engine() -> AsyncIterator[ChatChunk]:
+        await asyncio.sleep(0.05 if writes else 60)
+        yield ChatChunk(id="late")
+
+    async def wait() -> str:
+        turn = Turn(engine())
+        asyncio.get_running_loop().call_later(0.01, time.sleep, 0.4)
+        try:
+            chunk = await turn.next(0.1)
+        except TimeoutError:
+            return "TimeoutError"
+        assert chunk is not None
+        return chunk.id
+
+    began_s = time.monotonic()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(wait()) == told
+    assert time.monotonic() - began_s < 5
