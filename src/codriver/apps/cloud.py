@@ -15,6 +15,7 @@ from codriver.observe.logs import configure_logs
 from codriver.observe.metrics import Metrics
 from codriver.observe.setup import configure_spans
 from codriver.route.lineup import Lineup
+from codriver.route.trailing import GoesOn
 
 from .console import page_files
 from .console.state import console_state
@@ -50,11 +51,15 @@ async def engine(cloud: Cloud) -> AsyncIterator[None]:
     settings = cloud.config.engine
     if settings.upstream_url:
         upstream = OpenAIConfig(
-            id="cloud", url=settings.upstream_url, model=settings.upstream_model, api_key_env=settings.upstream_key_env
+            id="cloud",
+            url=settings.upstream_url,
+            model=settings.upstream_model,
+            api_key_env=settings.upstream_key_env,
+            prefill=settings.upstream_prefill,
         )
-        cloud.engine = OpenAIServer(upstream)
+        cloud.engine = GoesOn(OpenAIServer(upstream))
     else:
-        cloud.engine = await start_on_board(settings, cloud.config.catalogue, "cloud")
+        cloud.engine = GoesOn(await start_on_board(settings, cloud.config.catalogue, "cloud"))
     try:
         yield
     finally:

@@ -51,6 +51,9 @@ class InTheCloud(OnBoard):
     upstream_url: str = setting("", "An OpenAI-compatible server that answers instead of the embedded engine.")
     upstream_model: str = setting("", "What that server calls the model.")
     upstream_key_env: str = setting("", "Environment variable that holds its API key.")
+    upstream_prefill: Literal["none", "llama_cpp", "vllm"] = setting(
+        "none", "How that server is asked to go on from a partial answer; none: in words, and repeats are taken off."
+    )
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,15 @@ class CloudAccess:
     tls_cert: Path | None = setting(None, "This vehicle's certificate (PEM), for mutual TLS.")
     tls_key: Path | None = setting(None, "This vehicle's private key (PEM).")
     peer: bool = setting(True, "The cloud is another Codriver: it continues partial answers and is told deadlines.")
+    prefill: Literal["auto", "none", "llama_cpp", "vllm"] = setting(
+        "auto", "How the cloud is asked to go on from a partial answer; auto: as another Codriver is, else in words."
+    )
+    verify: Literal["none", "vllm"] = setting(
+        "none", "How the cloud is asked to score the vehicle's rejected draft (vllm: prompt_logprobs); needs prefill."
+    )
+    verify_least: float = setting(
+        0.3, "Probability at which a draft's token stands although the cloud has a likelier one.", least=0, most=1
+    )
     context_tokens: int = setting(4096, "The cloud model's context length; 0: not known.", least=0)
     input_usd: float = setting(0.0, "US dollars per million tokens read.", least=0)
     output_usd: float = setting(0.0, "US dollars per million tokens written.", least=0)

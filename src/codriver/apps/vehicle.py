@@ -198,6 +198,13 @@ def _spending(config: VehicleConfig) -> NoSpending:
 
 def _cloud_config(config: VehicleConfig) -> OpenAIConfig:
     cloud = config.cloud
+    prefill = cloud.prefill if cloud.prefill != "auto" else "llama_cpp" if cloud.peer else "none"
+    if cloud.verify != "none" and prefill == "none":
+        raise BadConfigValue(
+            f"cloud.verify is '{cloud.verify}', and a draft is scored as the beginning of an answer: set "
+            "cloud.prefill too.",
+            param="cloud.verify",
+        )
     return OpenAIConfig(
         id="cloud",
         url=cloud.url,
@@ -205,7 +212,9 @@ def _cloud_config(config: VehicleConfig) -> OpenAIConfig:
         api_key_env=cloud.api_key_env,
         modalities=("text", "image") if cloud.images else ("text",),
         capabilities=("chat", "completions", "tools", "json_schema", "logprobs"),
-        prefill="llama_cpp" if cloud.peer else "none",
+        prefill=prefill,
+        verify=cloud.verify,
+        verify_least=cloud.verify_least,
         context_tokens=cloud.context_tokens,
         input_usd=cloud.input_usd,
         output_usd=cloud.output_usd,

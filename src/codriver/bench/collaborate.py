@@ -1,12 +1,12 @@
 """The vehicle and the cloud at one answer: does a first sentence or a draft by the vehicle help, and what does it cost?
 
-Free-text items of the drive with both real models in this process, each item under every way in turn, without a link
-Free-text items of the drive with both real models in this process, each under every way in turn, without a link
-the vehicle's whole draft is scored by the cloud (``scoring.py``) and the cloud goes on from where it disagrees, at two
-levels of tolerance. Accuracy of the same items; tokens as the server counts them; bytes of bodies; time to a first
-token where both engines meet the item for the first time. What verifying would save is worked out: one reading of the
-draft in place of writing what was agreed, at the rates at which this cloud reads and writes in this run. The floor is
-the vehicle alone, the ceiling a vehicle that says word for word what the cloud would.
+Free-text items of the drive with both real models in this process, each item under every way in turn, without a link.
+The vehicle gives the first sentence and the cloud the rest; or the vehicle's whole draft is scored by the cloud
+(``scoring.py``) and the cloud goes on from where it disagrees, at two levels of tolerance. Accuracy of the same
+items; tokens as the server counts them; bytes of bodies; time to a first token where both engines meet the item for
+the first time. What verifying would save is worked out: one reading of the draft in place of writing what was agreed,
+at the rates at which this cloud reads and writes in this run. The floor is the vehicle alone, the ceiling a vehicle
+that says word for word what the cloud would.
 """
 
 from __future__ import annotations
@@ -245,8 +245,3 @@ async def _rates_s(team: _Team) -> tuple[float, float]:
         if told.wrote > 4:
             writes.append((told.total_s - told.ttft_s) / (told.wrote - 1))
     return statistics.median(reads), statistics.median(writes or reads)
-
-
-def _row(way: str, metric: str, figure: Figure, unit: str) -> Row:
-    system = way if way in ("cloud", "vehicle") else f"codriver, {way}"
-    return Row(system, "free text", metric, figure.value, unit, figure.n, figure.low, figure.high)

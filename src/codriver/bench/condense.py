@@ -34,8 +34,9 @@ from codriver.route.passages import tokens_of
 from . import traces
 from .drive_inputs import CLOUD_MODEL, QUESTIONS
 from .engine_systems import EngineSystem, chat_body
+from .grading import holds
 from .outcome_sets import embedding_engine
-from .reading_sets import LongCase, holds, long_cases, reading_set
+from .reading_sets import LongCase, long_cases, reading_set
 from .rows import Report, Row
 
 BUDGETS = (256, 512, 1024)

@@ -17,7 +17,7 @@ from codriver.catalogue import Catalogue, Store, pull
 from codriver.core.errors import BadConfigValue, CodriverError, MissingExtra, MissingFile
 
 from .datasets import Outcome
-from .drive_inputs import CLOUD_TIMES, LIVE_ENTRIES, Inputs, data_folder, drive_items, with_classes
+from .drive_inputs import CLOUD_TIMES, LIVE_ENTRIES, Inputs, data_folder, drive_items, with_classes, with_documents
 from .drive_live import LiveDrive, Unwatched, Watch
 from .drive_outcomes import Figure, PolicyRun, Summary, summarise
 from .drive_replay import Pair, Replayed, cloud_timing, drive_pair, pairs
@@ -48,6 +48,8 @@ def live(settings: DriveSettings, watch: Watch | None = None, inputs: Inputs | N
     """
     inputs = inputs or Inputs.find()
     items = drive_items(settings.count, settings.seed, inputs.questions)
+    if settings.documents:
+        items = with_documents(items, inputs.questions, settings.seed)
     if settings.classes:
         items = with_classes(items)
     drive = LiveDrive(settings, inputs, items, watch)
@@ -88,6 +90,8 @@ def replay(
             )
     if settings.classes:
         raise BadConfigValue("Privacy classes cannot be replayed: drive live, without --replay.", param="classes")
+    if settings.documents:
+        raise BadConfigValue("Documents cannot be replayed: drive live, without --replay.", param="documents")
     watch = watch or Unwatched()
     watch.said("reading recorded outcomes and call times")
     timing = cloud_timing(times or Store().path(Catalogue.load().entry(CLOUD_TIMES)))

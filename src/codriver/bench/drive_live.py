@@ -20,12 +20,14 @@ import aiohttp
 
 from codriver.core.clock import SYSTEM_CLOCK, Clock
 from codriver.core.errors import EngineUnavailable
+from codriver.engines.openai import OpenAIConfig, OpenAIServer
 
 from .drive_client import DriveClient, fate_of
 from .drive_inputs import Inputs
 from .drive_outcomes import Fate, LinkMoment, PolicyRun, Summary, summarise
 from .drive_processes import Child, CpuMeter
 from .drive_settings import DrivePolicy, DriveSettings, Window, arrivals, policy, window
+from .scoring import ScoringServer
 from .shaper import LinkShaper, ShaperSettings
 from .workload import WorkItem
 
@@ -96,7 +98,8 @@ class LiveDrive:
     async def _cloud(self, folder: Path) -> AsyncIterator[Child]:
         self._watch.said(f"starting the cloud ({self._inputs.cloud_model})")
         # As many slots as the workload has opening messages, so that each keeps its prefix.
-        env = {"CODRIVER_ENGINE_MODEL": self._inputs.cloud_model, "CODRIVER_ENGINE_SLOTS": "4"}
+        slots = len({item.messages[0]["content"] for item in self._items})
+        env = {"CODRIVER_ENGINE_MODEL": self._inputs.cloud_model, "CODRIVER_ENGINE_SLOTS": str(max(4, slots))}
         cloud = Child("cloud", ["cloud", "--port", "0"], env, folder)
         try:
             # It computes on the car's cores, which no real cloud does: the vehicle must come first on them.
@@ -136,8 +139,22 @@ class LiveDrive:
         args = ["vehicle", "--port", "0", "--cloud-url", f"http://127.0.0.1:{port}/v1"]
         return Child("vehicle", args, env, folder)
 
-    def _shaper(self, part: Window, cloud: Child) -> LinkShaper:
-        address = urlsplit(cloud.url)
+    @asynccontextmanager
+    async def _scoring(self, how: DrivePolicy, cloud: Child) -> AsyncIterator[str]:
+        """Where the cloud is; with a server before it that scores drafts, where the policy needs one."""
+        if not how.scores:
+            yield cloud.url
+            return
+        engine = OpenAIServer(OpenAIConfig(url=cloud.url, model="cloud", prefill="llama_cpp", peer=True))
+        server = ScoringServer(engine)
+        try:
+            yield await server.start()
+        finally:
+            await server.aclose()
+            await engine.aclose()
+
+    def _shaper(self, part: Window, url: str) -> LinkShaper:
+        address = urlsplit(url)
         assert address.port is not None
         shaping = ShaperSettings(base_delay_ms=self._settings.base_delay_ms, start_s=part.start_s)
         return LinkShaper(part.trace, ("127.0.0.1", address.port), shaping, self._clock)
@@ -152,7 +169,8 @@ class LiveDrive:
             await self._warm_up(cloud.url, "cloud", cloud)
             self._watch.said(f"{how.title}: starting the vehicle")
             # The link is forced up while the vehicle boots, then begins again at the window's start.
-            boot = self._shaper(part, cloud)
+            address = await stack.enter_async_context(self._scoring(how, cloud))
+            boot = self._shaper(part, address)
             boot.force(True)
             stack.push_async_callback(boot.aclose)
             port = await boot.start()
@@ -163,7 +181,7 @@ class LiveDrive:
             url = await vehicle.ready(clock=self._clock)
             await self._warm_up(url, "vehicle", vehicle)
             await boot.aclose()
-            shaper = self._shaper(part, cloud)
+            shaper = self._shaper(part, address)
             stack.push_async_callback(shaper.aclose)
             await shaper.start(port)
             client = DriveClient(url, self._clock)

@@ -16,7 +16,8 @@ from .traces import LinkTrace
 @dataclass(frozen=True, slots=True)
 class DrivePolicy:
     """A way of answering, as the vehicle's settings. ``title`` is the rows' ``system``; ``router``: by what the router
-    knows, and not in a fixed order; ``replays``: recorded outcomes can tell what becomes of it.
+    knows, and not in a fixed order; ``replays``: recorded outcomes can tell what becomes of it; ``scores``: its cloud
+    scores drafts.
     """
 
     title: str
@@ -24,19 +25,26 @@ class DrivePolicy:
     sentence: str
     router: bool = False
     replays: bool = True
+    scores: bool = False
 
 
+# Who knows nothing of documents sends them as they are.
+_WHOLE = ("CODRIVER_ROUTE_CONDENSE", "never")
 _ROUTER = (("CODRIVER_ROUTE_POLICY", "auto"), ("CODRIVER_ROUTE_LINK_AWARE", "1"))
 POLICIES: tuple[DrivePolicy, ...] = (
-    DrivePolicy("vehicle-only", (("CODRIVER_ROUTE_POLICY", "vehicle-only"),), "The model on board answers everything."),
+    DrivePolicy(
+        "vehicle-only",
+        (("CODRIVER_ROUTE_POLICY", "vehicle-only"), _WHOLE),
+        "The model on board answers everything.",
+    ),
     DrivePolicy(
         "cloud-only",
-        (("CODRIVER_ROUTE_POLICY", "cloud-only"),),
+        (("CODRIVER_ROUTE_POLICY", "cloud-only"), _WHOLE),
         "Everything goes over the link; nobody steps in when it is gone.",
     ),
     DrivePolicy(
         "cloud with fallback",
-        (("CODRIVER_ROUTE_POLICY", "cloud-first"), ("CODRIVER_ROUTE_LINK_AWARE", "0")),
+        (("CODRIVER_ROUTE_POLICY", "cloud-first"), ("CODRIVER_ROUTE_LINK_AWARE", "0"), _WHOLE),
         "A gateway with time-outs and a fallback list: the cloud first, the vehicle when the cloud fails or is late.",
     ),
     DrivePolicy(
@@ -70,6 +78,18 @@ POLICIES: tuple[DrivePolicy, ...] = (
         router=True,
         replays=False,
     ),
+    DrivePolicy(
+        "codriver with verified drafts",
+        (
+            *_ROUTER,
+            ("CODRIVER_CLOUD_PREFILL", "vllm"),
+            ("CODRIVER_CLOUD_VERIFY", "vllm"),
+        ),
+        "The router; a draft that is not good enough is scored by the cloud, which goes on from where it disagrees.",
+        router=True,
+        replays=False,
+        scores=True,
+    ),
 )
 # What a drive compares when nothing is asked for.
 USUAL = ("vehicle-only", "cloud-only", "cloud with fallback", "codriver")
@@ -93,7 +113,7 @@ class CloudPrice:
 @dataclass(frozen=True)
 class DriveSettings:
     """One drive. ``start_s`` None takes the window by :func:`worst_window`; ``classes`` makes a tenth of the requests
-    local_only and a seventh redact.
+    local_only and a seventh redact; with ``documents`` every tenth is a question about documents of the vehicle.
     """
 
     traces: tuple[str, ...] = ("TMobile-UMTS-driving",)
@@ -104,6 +124,7 @@ class DriveSettings:
     policies: tuple[str, ...] = USUAL
     base_delay_ms: float = 20.0
     classes: bool = False
+    documents: bool = False
     price: CloudPrice = CloudPrice()
 
     def __post_init__(self) -> None:

@@ -1,7 +1,9 @@
 """Right or wrong, decided by code: a letter, a number, a field of a JSON object, or merely an answer.
 
 The rule: a text that does not clearly give the right answer is wrong. Where a text names two answers, the last one
-announced as the answer counts, else the first letter or the last number. Nothing here asks a model.
+announced as the answer counts, else the first letter or the last number. An answer from a document is right when a
+reference stands in it word for word, without case, marks and articles (as SQuAD compares, Rajpurkar et al. 2016); a
+short limit on answers keeps that honest. Nothing here asks a model.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -133,6 +135,20 @@ def _json(text: str) -> object:
     return value
 
 
+_ARTICLES = frozenset({"a", "an", "the"})
+
+
+def plain(text: str) -> list[str]:
+    """Words without case, marks and articles."""
+    return [word for word in re.findall(r"[^\W_]+", text.lower()) if word not in _ARTICLES]
+
+
+def holds(text: str, answers: Sequence[str]) -> bool:
+    """True when one of the answers stands in the text, word for word."""
+    words = f" {' '.join(plain(text))} "
+    return any(f" {' '.join(plain(answer))} " in words for answer in answers)
+
+
 # ---------------------------------------------------------------- grading it
 
 _TOLERANCE = 1e-6  # absolute: a relative one would let cents slip in large sums
@@ -165,6 +181,12 @@ def _domain(answer: str, text: str) -> Grade:
     return Grade(said == answer, f"said {said}, right is {answer}")
 
 
+def _reference(answer: str, text: str) -> Grade:
+    """``answer`` has a reference on each line; any of them is right."""
+    references = answer.split("\n")
+    return Grade(holds(text, references), f"right is {references[0]}")
+
+
 def _answered(answer: str, text: str) -> Grade:
     if not any(character.isalnum() for character in text):
         return Grade(False, "empty")
@@ -175,6 +197,7 @@ GRADES: dict[str, Callable[[str, str], Grade]] = {
     "letter": _letter,
     "number": _number,
     "domain": _domain,
+    "reference": _reference,
     "answered": _answered,
 }
 """Ways of grading. ``answered`` cannot tell right from wrong, only something from nothing."""

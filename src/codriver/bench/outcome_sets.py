@@ -103,12 +103,12 @@ def reading_of(outcome: Outcome) -> Reading:
 
 
 class EmbeddingCache:
-    """Embeddings by text, in ``folder``. ``engine`` is asked for what is not there yet, in batches that are kept as
-    they come: a run that was cut goes on where it was.
+    """Embeddings by text, as the engine makes them in integers, in ``folder``. ``engine`` is asked for what is not
+    there yet, in batches that are kept as they come: a run that was cut goes on where it was.
     """
 
     def __init__(self, folder: Path, engine: Callable[[], Engine], told: Callable[[str], None] = print) -> None:
-        self._file = folder / f"{EMBEDDER}.npz"
+        self._file = folder / f"{EMBEDDER}-integers.npz"
         self._engine = engine
         self._told = told
         self._known: dict[str, Floats] = {}

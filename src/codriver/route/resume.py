@@ -97,4 +97,12 @@ def with_text(chunk: ChatChunk, text: str) -> ChatChunk:
     first = chunk.choices[0]
     delta = msgspec.structs.replace(first.delta, content=text)
     choices = [msgspec.structs.replace(first, delta=delta), *chunk.choices[1:]]
-    return msgspec.structs.replace(chunk, choices=choices, raw=msgspec.UNSET)
+    return msgspec.structs.replace(chunk, choices=choices, raw=msgspec.UNSET, whole=msgspec.UNSET)
+
+
+def without_overlap(chunk: ChatChunk, overlap: OverlapRemover) -> ChatChunk:
+    """The chunk without what ``overlap`` takes off it, or keeps back."""
+    text = overlap.take(chunk.text())
+    if chunk.finish_reason:
+        text += overlap.flush()
+    return with_text(chunk, text) if chunk.choices else chunk

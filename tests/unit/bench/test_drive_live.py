@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from codriver.bench.datasets import Question
 from codriver.bench.drive_inputs import Inputs
 from codriver.bench.drive_live import LiveDrive, Unwatched
 from codriver.bench.drive_outcomes import PolicyRun, summarise
 from codriver.bench.drive_settings import DriveSettings
-from codriver.bench.workload import Limits, chat_items, command_items
+from codriver.bench.workload import Limits, chat_items, command_items, question_item
 from codriver.core.errors import EngineUnavailable
 
 LIMITS = Limits(4.0, 2.0)
@@ -36,6 +37,24 @@ async def test_two_policies_meet_the_same_requests() -> None:
     assert (first.cloud_calls.value, second.cloud_calls.value) == (0.0, 1.0)
     assert {f.item: f.at_s for f in runs[0].fates} == {f.item: f.at_s for f in runs[1].fates}
     assert runs[1].link and all(moment.up for moment in runs[1].link)
+
+
+async def test_the_cloud_scores_a_rejected_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real way: vehicle, link, a server that scores, and the cloud behind it; both null engines say the same."""
+    monkeypatch.setenv("CODRIVER_ROUTE_MIN_CONFIDENCE", "1.0")
+    monkeypatch.setenv("CODRIVER_ROUTE_SKIP_BELOW", "0.0")
+    asked = [Question(f"q{n}", "asdiv", f"What is {n} times {n + 1}?", (), str(n * (n + 1))) for n in range(3)]
+    settings = DriveSettings(traces=("ideal",), seconds=1.0, policies=("codriver with verified drafts",))
+    (run,) = await LiveDrive(settings, INPUTS, [question_item(one, LIMITS) for one in asked]).run()
+    assert [fate.outcome for fate in run.fates] == ["in time"] * 3
+    for fate in run.fates:
+        assert [(one["engine"], one["outcome"]) for one in fate.attempts] == [
+            ("vehicle", "rejected"),
+            ("cloud", "answered"),
+        ]
+        assert fate.text == "The quick brown fox jumps over the lazy dog."
+        drafted, written = (int(one["tokens"]) for one in fate.attempts)
+        assert drafted + written == 9  # the cloud wrote what the draft had not
 
 
 class KillsTheVehicle(Unwatched):

@@ -113,5 +113,5 @@ def test_an_answer_that_broke_off_is_wrong_whatever_it_says(how: str, text: str)
 
 
 def test_an_unknown_way_of_grading_names_the_known_ones() -> None:
-    with pytest.raises(BadConfigValue, match=r"no grade 'vibes'.*letter, number, domain, answered"):
+    with pytest.raises(BadConfigValue, match=r"no grade 'vibes'.*letter, number, domain, reference, answered"):
         grade(item("vibes", None), "x")

@@ -36,6 +36,9 @@ def drive(
     classes: Annotated[
         bool, typer.Option("--classes", help="Some requests are local_only, some redact.", show_default=False)
     ] = False,
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Some ask about documents of the car.", show_default=False)
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the requests and their times.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures' rows to this file.")] = None,
     report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("drive-report.html"),
@@ -48,7 +51,7 @@ def drive(
     """Drive: the vehicle answers, the cloud behind it, a real link between them. Ends with a table and a report."""
     console = Console(stderr=True)
     settings = drive_settings(trace, policy, length_s(seconds, minutes), start)
-    settings = replace(settings_with(settings, requests_per_minute, seed), classes=classes)
+    settings = replace(settings_with(settings, requests_per_minute, seed), classes=classes, documents=documents)
     for name in settings.traces:
         window(name, settings)  # a mistake is told before anything is fetched
     files = load(VehicleConfig, None, os.environ).catalogue
