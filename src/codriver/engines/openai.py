@@ -7,6 +7,7 @@ if it were complete.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import ssl
@@ -46,6 +47,7 @@ from .http_pool import Place
 from .openai_link import Exchange, Link
 from .openai_verify import Verdict
 
+log = logging.getLogger("codriver.engines")
 BODY_LIMIT_BYTES = 64 << 20
 DOWN_S = 5.0
 # What hosted APIs add to each event against eavesdroppers that count bytes; short ones may be alike by chance.
@@ -196,18 +198,33 @@ class OpenAIServer:
     async def probe(self, deadline: Deadline) -> float:
         """Seconds from sending a small request to its answer's head, on a connection of its own.
 
-        Any HTTP answer counts: it proves the link. Errors: :class:`EngineUnavailable`, :class:`EngineDied`,
-        :class:`DeadlineExceeded`.
+        Any HTTP answer counts: it proves the link. A peer that refuses it is none: see :meth:`_no_peer`. Errors:
+        :class:`EngineUnavailable`, :class:`EngineDied`, :class:`DeadlineExceeded`.
         """
         self._refuse_closed()
         began_s = self._clock.monotonic_s()
         try:
             async with self._probe_link.exchange("GET", self._config.health_path, None, deadline):
                 taken_s = self._clock.monotonic_s() - began_s
-        except (UpstreamRejected, UpstreamError, EngineBusy):
+        except (UpstreamRejected, UpstreamError, EngineBusy) as error:
             taken_s = self._clock.monotonic_s() - began_s
+            if self._config.peer and isinstance(error, UpstreamRejected):
+                self._no_peer()
         self._trouble = ""
         return taken_s
+
+    def _no_peer(self) -> None:
+        """Ask in words from now on to go on with an answer: another server would begin it again, and the text would be
+        spliced.
+        """
+        if self.card.can("prefill") and self._config.prefill == "llama_cpp":
+            self.card = replace(self.card, capabilities=self.card.capabilities - {"prefill", "verify"})
+            log.warning(
+                "the cloud is no Codriver: it has no %s. It is asked in words to go on with a partial answer; set "
+                "cloud.peer to false, and cloud.prefill to what the server can.",
+                self._config.health_path,
+                extra={"engine": self.card.id},
+            )
 
     async def discover(self, deadline: Deadline) -> EngineCard:
         """Complete the card from ``/v1/models``: the model's name where none is configured, and its context length.

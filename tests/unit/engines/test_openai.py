@@ -728,6 +728,26 @@ async def test_a_probe_measures_the_way_there_and_back_and_mends_the_health() ->
     assert server.requests[0][0] == "GET /health HTTP/1.1"
 
 
+async def test_a_peer_that_is_no_codriver_is_asked_in_words_to_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    """A server that takes the part for a turn that is over would begin again, and the text would be spliced."""
+    pages = (http("503 Service Unavailable", b""), http("200 OK", b""), http("404 Not Found", b""))
+    config = {"peer": True, "prefill": "llama_cpp", "health_path": "/healthz"}
+    async with serving(*pages) as server, engine_at(server.url, **config) as engine:
+        for goes_on in (True, True, False, False):
+            await engine.probe(Deadline.after(SOON))
+            assert engine.card.can("prefill") == goes_on
+    assert [record.getMessage() for record in caplog.records] == [
+        "the cloud is no Codriver: it has no /healthz. It is asked in words to go on with a partial answer; set "
+        "cloud.peer to false, and cloud.prefill to what the server can."
+    ]
+
+
+async def test_one_that_was_said_to_be_another_keeps_what_it_was_said_to_can() -> None:
+    async with serving(http("404 Not Found", b"")) as server, engine_at(server.url, prefill="vllm") as engine:
+        await engine.probe(Deadline.after(SOON))
+        assert engine.card.can("prefill")
+
+
 async def test_discovery_completes_the_card() -> None:
     async with serve(Null(NullConfig(id="the-model", context_tokens=4096))) as upstream:
         async with engine_at(upstream.url) as engine:
