@@ -7,8 +7,10 @@ says nothing of vLLM's. It scores up to the first token that is not among the li
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import Any
+from collections.abc import AsyncGenerator
+from typing import Any, cast
 
 from aiohttp import web
 from msgspec.structs import replace
@@ -17,7 +19,8 @@ from codriver.core import wire
 from codriver.core.answer import Answer
 from codriver.core.deadline import Deadline
 from codriver.core.engine import Engine
-from codriver.core.messages import ChatRequest, TokenLogprob, Usage, parse_chat
+from codriver.core.errors import CodriverError
+from codriver.core.messages import ChatChunk, ChatRequest, TokenLogprob, Usage, parse_chat
 
 _TOP = 10
 _NEVER = -100.0
@@ -37,7 +40,7 @@ class ScoringServer:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/{any:.*}", self._healthy)
-        self._runner = web.AppRunner(app)
+        self._runner = web.AppRunner(app, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         host, port = self._runner.addresses[0][:2]
@@ -63,7 +66,10 @@ class ScoringServer:
             part = request.messages[-1].text()
             request = replace(request, messages=request.messages[:-1], continue_from=part)
             if asked["prompt_logprobs"]:
-                answer = json.dumps(await self._scored(request, part)).encode()
+                try:
+                    answer = json.dumps(await self._scored(request, part)).encode()
+                except CodriverError as error:
+                    return web.json_response(error.body(), status=error.status)
                 self.bytes_down += len(answer)
                 return web.Response(body=answer, content_type="application/json")
         return await self._streamed(http, request)
@@ -71,11 +77,18 @@ class ScoringServer:
     async def _streamed(self, http: web.Request, request: ChatRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(http)
-        async for chunk in self._engine.generate(request, Deadline.never()):
-            event = wire.sse(wire.encode_chunk(chunk))
-            self.bytes_down += len(event)
-            await response.write(event)
-        await response.write(wire.DONE)
+        answer = cast("AsyncGenerator[ChatChunk, None]", self._engine.generate(request, Deadline.never()))
+        # Who asked may be gone: then the engine is told to stop.
+        with contextlib.suppress(ConnectionError):
+            try:
+                async with contextlib.aclosing(answer) as chunks:
+                    async for chunk in chunks:
+                        event = wire.sse(wire.encode_chunk(chunk))
+                        self.bytes_down += len(event)
+                        await response.write(event)
+            except CodriverError as error:
+                await response.write(wire.sse(json.dumps(error.body()).encode()))
+            await response.write(wire.DONE)
         return response
 
     async def _scored(self, request: ChatRequest, draft: str) -> dict[str, Any]:
