@@ -59,7 +59,9 @@ async def engine(cloud: Cloud) -> AsyncIterator[None]:
         )
         cloud.engine = GoesOn(OpenAIServer(upstream))
     else:
-        cloud.engine = GoesOn(await start_on_board(settings, cloud.config.catalogue, "cloud"))
+        engine = await start_on_board(settings, cloud.config.catalogue, "cloud")
+        # llama.cpp takes a trailing assistant message so by itself, with tools and JSON too.
+        cloud.engine = engine if settings.kind == "llama_cpp" else GoesOn(engine)
     try:
         yield
     finally:

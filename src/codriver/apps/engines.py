@@ -48,7 +48,7 @@ def start_embedder(settings: OnBoard, catalogue: CatalogueConfig) -> Engine | No
     kind = ENGINES.load("onnx_runtime")
     from codriver.engines.onnx_runtime import OnnxConfig
 
-    engine: Engine = kind(OnnxConfig(model=model.path, tokenizer=tokenizer.path, threads=1))
+    engine: Engine = kind(OnnxConfig(model=model.path, tokenizer=tokenizer.path, integers=settings.embedder_integers))
     return engine
 
 

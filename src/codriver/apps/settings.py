@@ -35,6 +35,9 @@ class OnBoard:
     )
     embedder: str = setting("all-minilm-l6-v2-int8", "Sentence embedding model (ONNX); empty: none.")
     embedder_tokenizer: str = setting("all-minilm-l6-v2-tokenizer", "Its tokenizer.json.")
+    embedder_integers: bool = setting(
+        True, "Multiply in integers where its weights are int8; off, as float32, slower and in more memory."
+    )
     null_text: str = setting(
         "The quick brown fox jumps over the lazy dog.", "What the null engine always answers; other engines think."
     )

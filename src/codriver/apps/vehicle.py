@@ -198,11 +198,11 @@ def _spending(config: VehicleConfig) -> NoSpending:
 
 def _cloud_config(config: VehicleConfig) -> OpenAIConfig:
     cloud = config.cloud
-    prefill = cloud.prefill if cloud.prefill != "auto" else "llama_cpp" if cloud.peer else "none"
-    if cloud.verify != "none" and prefill == "none":
+    prefill = cloud.prefill if cloud.prefill != "auto" else "peer" if cloud.peer else "none"
+    if cloud.verify == "vllm" and prefill != "vllm":
         raise BadConfigValue(
-            f"cloud.verify is '{cloud.verify}', and a draft is scored as the beginning of an answer: set "
-            "cloud.prefill too.",
+            f"cloud.verify is 'vllm' and cloud.prefill '{cloud.prefill}': a draft is scored as the beginning of an "
+            "answer, so set cloud.prefill to 'vllm' too.",
             param="cloud.verify",
         )
     return OpenAIConfig(

@@ -249,7 +249,10 @@ def report_rows(result: DriveResult) -> Report:
 
 def _window_note(result: DriveResult, case: str) -> str:
     part = result.windows.get(case)
-    return part.told() if part is not None else "recorded outcomes in virtual time"
+    if part is None:
+        return "recorded outcomes in virtual time"
+    more = ("; with privacy classes" * result.settings.classes) + ("; with documents" * result.settings.documents)
+    return part.told() + more
 
 
 def _rows(one: Summary, note: str) -> list[Row]:

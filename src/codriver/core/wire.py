@@ -6,6 +6,7 @@ lines, comments, LF or CRLF).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from .messages import (
     ChunkChoice,
     Delta,
     FunctionDelta,
+    Message,
     ToolCallDelta,
 )
 
@@ -198,6 +200,16 @@ def changed(request: ChatRequest, **members: Any) -> ChatRequest:
                 body[name] = value
         raw = _encoder.encode(body)
     return msgspec.structs.replace(request, raw=raw, **members)
+
+
+def with_messages(request: ChatRequest, kept: int, more: Sequence[Message]) -> ChatRequest:
+    """The request with its first ``kept`` messages, in the bytes they arrived as, and ``more`` behind them."""
+    raw = request.raw
+    if raw is not None:
+        body = request_members(raw)
+        body["messages"] = [*body["messages"][:kept], *more]
+        raw = _encoder.encode(body)
+    return msgspec.structs.replace(request, raw=raw, messages=[*request.messages[:kept], *more])
 
 
 def upstream_body(request: ChatRequest, changes: dict[str, Any], drop: tuple[str, ...] = ()) -> bytes:

@@ -44,6 +44,7 @@ from .openai_link import Expiry
 _CAPABILITIES: frozenset[Capability] = frozenset(
     {"chat", "completions", "tools", "json_schema", "json_resume", "logprobs", "prefill"}
 )
+_LONG_STEPS = 2
 _PROGRESS = b'"prompt_progress":'
 
 
@@ -180,7 +181,7 @@ class LlamaCpp(TextOnly):
     ) -> AsyncGenerator[ChatChunk, None]:
         server, plan = self._ready_server(), self._keeper.plan(request, history_of(request))
         adapters = adapters_of(request)
-        slot = self._slots.take(plan.history, adapters, plan.saved)
+        slot = self._slots.take(plan.history, adapters, plan.saved, self._is_long(request, plan.saved))
         readers = _readers(prepared)
         try:
             reuse = slot.adapters == adapters
@@ -201,6 +202,11 @@ class LlamaCpp(TextOnly):
         finally:
             self._slots.give(slot)
         self._keeper.offer(server, slot, request, plan)
+
+    def _is_long(self, request: ChatRequest, saved: int) -> bool:
+        """Whether what is not saved of a prompt takes several steps to read, at about four characters a token."""
+        texts = [request.prompt] if request.prompt is not None else [m.text() for m in request.messages[saved:]]
+        return sum(map(len, texts)) > _LONG_STEPS * 4 * self._config.batch_tokens
 
     async def _stream(self, path: str, body: bytes, expiry: Expiry, has_image: bool) -> AsyncGenerator[ChatChunk, None]:
         server = self._ready_server()

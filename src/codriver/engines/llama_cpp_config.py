@@ -21,7 +21,10 @@ class LlamaCppConfig:
     slots: int = setting(4, "Conversations that are answered at once.", least=1, most=64)
     threads: int = setting(0, "Threads that compute; 0 leaves one core to others.", least=0)
     batch_tokens: int = setting(
-        256, "Prompt tokens per step; a prompt that is being read can be cancelled between steps.", least=32, most=4096
+        128,
+        "Prompt tokens per step. Between steps others' answers go on, and a prompt being read can be cancelled.",
+        least=32,
+        most=4096,
     )
     kv_type: Literal["f16", "q8_0", "q4_0"] = setting("f16", "Number format of the KV cache.")
     prefix: tuple[dict[str, Any], ...] = setting((), "Messages that every conversation begins with; kept computed.")

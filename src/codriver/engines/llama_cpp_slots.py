@@ -4,7 +4,8 @@ llama.cpp would choose itself, but it lets a strange conversation overwrite the 
 the next one. Chosen here, a conversation returns to the slot that holds its beginning. An opening that is saved
 (``llama_cpp_openings.py``) is as good in one slot as in another, for putting it back takes milliseconds: then the
 choice keeps the conversations of others. The rule kept here: a conversation that went on is not overwritten for the
-next few turns while another slot will do, and it cannot hold its slot for ever.
+next few turns while another slot will do, it cannot hold its slot for ever, and who asks little does not wait for a
+long prompt to be read.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Slots:
         self.permits = asyncio.Semaphore(count)
         self._spared_turns = _SPARED_TURNS * count
         self._free = [Slot(index) for index in range(count)]
+        # Of two, each conversation's computed beginning is worth more.
+        self._kept_free = count - 1 if count > 2 else -1
         self._busy: set[int] = set()
         self._turn = 0
 
@@ -52,16 +55,19 @@ class Slots:
         for slot in self._free[:count]:
             slot.history = history
 
-    def take(self, history: History, adapters: bytes = b"", saved: int = 0) -> Slot:
+    def take(self, history: History, adapters: bytes = b"", saved: int = 0, long: bool = False) -> Slot:
         """The free slot with the longest common beginning, ``saved`` entries of which can be put into any with the same
-        adapters. Among equals one whose conversation has not gone on, then one beside a busy slot (llama.cpp computes
-        only neighbours in one batch), then the one used longest ago.
+        adapters. Among equals one whose conversation has not gone on; for a ``long`` prompt the last one, which of
+        three or more is kept free of others (llama.cpp reads prompts in the slots' order, and those behind a long one
+        wait for all of it); then one beside a busy slot (it computes only neighbours in one batch), then the one used
+        longest ago.
         """
 
-        def worth(slot: Slot) -> tuple[int, bool, bool, int]:
+        def worth(slot: Slot) -> tuple[int, bool, int, bool, int]:
             return (
                 max(common(slot.history, history), saved if slot.adapters == adapters else 0),
                 not (slot.went_on and self._turn - slot.used < self._spared_turns),
+                slot.id if long else slot.id != self._kept_free,
                 not self._busy.isdisjoint((slot.id - 1, slot.id + 1)),
                 -slot.used,
             )

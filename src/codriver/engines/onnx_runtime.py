@@ -8,6 +8,7 @@ does not fit the graph is refused by name before anything runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ class OnnxRuntime:
 
     def __init__(self, config: OnnxConfig) -> None:
         self._config = config
-        self._session = _open_session(config)
+        self._session, in_integers = _open_session(config)
+        # A graph that quantises as it runs scales over its batch: the same text would differ by its company.
+        self._batch = 1 if in_integers else config.batch
         self._inputs = {item.name: item for item in self._session.get_inputs()}
         self._outputs = [item.name for item in self._session.get_outputs()]
         self._tokenizer = _open_tokenizer(config) if config.tokenizer is not None else None
@@ -96,7 +99,8 @@ class OnnxRuntime:
     async def embed(self, request: EmbedRequest, deadline: Deadline) -> Embeddings:
         """Texts as unit vectors; ``dimensions`` keeps the first ones and makes the rest unit again.
 
-        A dynamically quantised graph scales over its batch: the same text in other company differs in the last digits.
+        A file that quantises as it runs scales over its batch: the same text in other company differs. Where the engine
+        itself put products in integers, each text runs alone.
 
         Errors: :class:`UnsupportedModality` without a tokenizer, :class:`UnsupportedParameter` for more dimensions than
         there are, :class:`PromptTooLong` for a text over ``max_tokens``.
@@ -166,8 +170,8 @@ class OnnxRuntime:
         self._refuse_long([len(item.ids) for item in encoded])
         order = sorted(range(len(texts)), key=lambda index: len(encoded[index].ids))
         vectors: dict[int, Floats] = {}
-        for start in range(0, len(order), self._config.batch):
-            part = order[start : start + self._config.batch]
+        for start in range(0, len(order), self._batch):
+            part = order[start : start + self._batch]
             pooled = self._embed_batch([encoded[index].ids for index in part], run)
             vectors.update(zip(part, pooled, strict=True))
         tokens = sum(len(item.ids) for item in encoded)
@@ -247,7 +251,8 @@ _ORT_ERRORS = tuple(
 )
 
 
-def _open_session(config: OnnxConfig) -> Any:
+def _open_session(config: OnnxConfig) -> tuple[Any, bool]:
+    """The session, and whether products were put in integers."""
     if not config.model.is_file():
         raise MissingFile(f"The model file {config.model} of '{config.id}' does not exist; pull it, or mend the path.")
     options = ort.SessionOptions()
@@ -255,9 +260,13 @@ def _open_session(config: OnnxConfig) -> Any:
     # Waiting threads sleep: in a vehicle the cores belong to others as well.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # what fails is raised, not printed
+    providers = ["CPUExecutionProvider"]
     graph = in_integers(config.model) if config.integers else None
+    if graph is not None:
+        with contextlib.suppress(RuntimeError, *_ORT_ERRORS):  # then the file as it is
+            return ort.InferenceSession(graph, options, providers=providers), True
     try:
-        return ort.InferenceSession(graph or str(config.model), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(config.model), options, providers=providers), False
     except (RuntimeError, *_ORT_ERRORS) as error:
         raise BadModelFile(
             f"The model file {config.model.absolute()} of '{config.id}' is not a usable ONNX graph: "

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 _ZERO = 128
 _ZERO_NAME = "codriver/zero"
-# The graph is held twice while it is changed.
-_MOST_BYTES = 512 << 20
+# The graph is held several times over while it is changed.
+_MOST_BYTES = 256 << 20
+_LEAST_OPSET = 11  # DynamicQuantizeLinear
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,10 @@ class _Weight:
 
 class _Graph:
     def __init__(self, graph: Any) -> None:
+        # What is an input too, whoever runs the graph may give another value.
+        inputs = {value.name for value in graph.input}
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._fixed = {name: tensor for name, tensor in self.tensors.items() if name not in inputs}
         self._made_by = {output: node for node in graph.node for output in node.output}
 
     def weight(self, node: Any) -> _Weight | None:
@@ -50,10 +55,10 @@ class _Graph:
         if node.op_type != "MatMul":
             return None
         scaled = self._made_by.get(node.input[1])
-        if scaled is None or scaled.op_type != "Mul" or scaled.input[1] not in self.tensors:
+        if scaled is None or scaled.op_type != "Mul" or scaled.input[1] not in self._fixed:
             return None
         cast = self._made_by.get(scaled.input[0])
-        stored = self.tensors.get(cast.input[0]) if cast is not None and cast.op_type == "Cast" else None
+        stored = self._fixed.get(cast.input[0]) if cast is not None and cast.op_type == "Cast" else None
         if stored is None or stored.data_type != TensorProto.INT8 or len(stored.dims) != 2:
             return None
         scale = self.tensors[scaled.input[1]]
@@ -64,17 +69,27 @@ class _Graph:
 
 
 def in_integers(file: Path) -> bytes | None:
-    """The graph of ``file`` with its int8 products in integers; None where it has none, is over 512 MiB or no ONNX.
+    """The graph of ``file`` with its int8 products in integers; None where it has none, or cannot be changed: over 256
+    MiB, with weights in other files, with subgraphs, older than opset 11, or no graph at all, which whoever runs the
+    file says.
 
     What it gives differs from the float32 products by x's rounding to 8 bits (all-MiniLM-L6-v2: cosine .995 to .997).
     """
     try:
         if file.stat().st_size > _MOST_BYTES:
             return None
-        model = onnx.load(str(file))
-    except Exception:  # noqa: BLE001 - protobuf's own errors; whoever runs the file says what is wrong with it
+        return _changed(onnx.load(str(file), load_external_data=False))
+    except (OSError, ValueError, IndexError, DecodeError):
         return None
+
+
+def _changed(model: Any) -> bytes | None:
     graph = model.graph
+    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
+    nested = any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute)
+    outside = any(tensor.data_location == TensorProto.EXTERNAL for tensor in graph.initializer)
+    if opset < _LEAST_OPSET or nested or outside:
+        return None
     known = _Graph(graph)
     weights = {node.output[0]: weight for node in graph.node if (weight := known.weight(node)) is not None}
     if not weights:

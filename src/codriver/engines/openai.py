@@ -50,6 +50,7 @@ from .openai_verify import Verdict
 log = logging.getLogger("codriver.engines")
 BODY_LIMIT_BYTES = 64 << 20
 DOWN_S = 5.0
+_NO_PEER_AFTER = 3
 # What hosted APIs add to each event against eavesdroppers that count bytes; short ones may be alike by chance.
 _ONCE = re.compile(rb'"obfuscation"\s*:\s*"[^"\\]{6,}"')
 # A compressed stream waits for the compressor: events must come as they are made.
@@ -72,8 +73,10 @@ class OpenAIConfig:
         ("chat", "completions", "tools", "json_schema", "logprobs"), "What the server's model can do."
     )
     modalities: tuple[str, ...] = setting(("text",), "What the server's model can read: text, image, audio.")
-    prefill: Literal["none", "llama_cpp", "vllm"] = setting(
-        "none", "How the server is asked to go on from a partial answer, or none where it cannot."
+    prefill: Literal["none", "peer", "llama_cpp", "vllm"] = setting(
+        "none",
+        "How the server is asked to go on from a partial answer, or none where it cannot; peer: as a Codriver, while "
+        "it seems to be one.",
     )
     verify: Literal["none", "vllm"] = setting(
         "none", "How the server is asked to score a draft (vllm: prompt_logprobs), or none; needs prefill."
@@ -120,6 +123,7 @@ class OpenAIServer:
         # A link of its own, so that a probe neither waits for nor disturbs the answers; nobody watches it.
         self._probe_link = Link(config.id, place, headers, NoLink())
         self._in_flight = 0
+        self._refused_probes = 0
         self._closed = False
         self._trouble = ""
         self._down_until_s = self._busy_until_s = 0.0
@@ -198,33 +202,39 @@ class OpenAIServer:
     async def probe(self, deadline: Deadline) -> float:
         """Seconds from sending a small request to its answer's head, on a connection of its own.
 
-        Any HTTP answer counts: it proves the link. A peer that refuses it is none: see :meth:`_no_peer`. Errors:
-        :class:`EngineUnavailable`, :class:`EngineDied`, :class:`DeadlineExceeded`.
+        Any HTTP answer counts: it proves the link. Errors: :class:`EngineUnavailable`, :class:`EngineDied`,
+        :class:`DeadlineExceeded`.
         """
         self._refuse_closed()
         began_s = self._clock.monotonic_s()
         try:
             async with self._probe_link.exchange("GET", self._config.health_path, None, deadline):
                 taken_s = self._clock.monotonic_s() - began_s
+            self._seems_a_peer(True)
         except (UpstreamRejected, UpstreamError, EngineBusy) as error:
             taken_s = self._clock.monotonic_s() - began_s
-            if self._config.peer and isinstance(error, UpstreamRejected):
-                self._no_peer()
+            self._seems_a_peer(not isinstance(error, UpstreamRejected))
         self._trouble = ""
         return taken_s
 
-    def _no_peer(self) -> None:
-        """Ask in words from now on to go on with an answer: another server would begin it again, and the text would be
-        spliced.
+    def _seems_a_peer(self, answers: bool) -> None:
+        """A server that keeps refusing a Codriver's own page is asked in words to go on with an answer, until it gives
+        the page: another server would begin the answer again, and the text would be spliced.
         """
-        if self.card.can("prefill") and self._config.prefill == "llama_cpp":
-            self.card = replace(self.card, capabilities=self.card.capabilities - {"prefill", "verify"})
+        if self._config.prefill != "peer":
+            return
+        self._refused_probes = 0 if answers else self._refused_probes + 1
+        can = self.card.can("prefill")
+        if can and self._refused_probes >= _NO_PEER_AFTER:
+            self.card = replace(self.card, capabilities=self.card.capabilities - {"prefill"})
             log.warning(
-                "the cloud is no Codriver: it has no %s. It is asked in words to go on with a partial answer; set "
-                "cloud.peer to false, and cloud.prefill to what the server can.",
+                "the cloud refuses %s and seems to be no Codriver: it is asked in words to go on with a partial "
+                "answer. Set cloud.prefill to what the server can, or to none.",
                 self._config.health_path,
                 extra={"engine": self.card.id},
             )
+        elif answers and not can:
+            self.card = replace(self.card, capabilities=self.card.capabilities | {"prefill"})
 
     async def discover(self, deadline: Deadline) -> EngineCard:
         """Complete the card from ``/v1/models``: the model's name where none is configured, and its context length.
@@ -280,7 +290,12 @@ class OpenAIServer:
         try:
             answer = await self._ask("POST", "/chat/completions", body, deadline)
             return openai_verify.verdict(answer, draft, self._config.verify_least)
-        except (UpstreamMalformed, UpstreamRejected):
+        except UpstreamRejected:
+            return None
+        except UpstreamMalformed:
+            # It would read every draft for nothing.
+            self.card = replace(self.card, capabilities=self.card.capabilities - {"verify"})
+            log.warning("the server scores no drafts and is not asked to any more", extra={"engine": self.card.id})
             return None
 
     def _chat_path_and_body(self, request: ChatRequest) -> tuple[str, bytes]:
@@ -345,7 +360,7 @@ class OpenAIServer:
         ends.see(chunk, body)
         if not ends.complete:
             raise UpstreamMalformed(f"The answer of '{self.card.id}' has no finish_reason.", engine=self.card.id)
-        if request.continue_from and self._config.prefill == "llama_cpp":
+        if request.continue_from and self._config.prefill in ("peer", "llama_cpp"):
             return openai_formats.without_echo(chunk, request.continue_from)
         return chunk
 

@@ -18,7 +18,7 @@ ENGINES = Registry(
     needs={
         # xllamacpp comes with the package itself, except where no wheel exists for the platform.
         "llama_cpp": (("xllamacpp",), "all"),
-        "onnx_runtime": (("onnxruntime", "tokenizers", "numpy"), "onnx"),
+        "onnx_runtime": (("onnxruntime", "onnx", "tokenizers", "numpy"), "onnx"),
         "openai": (("httptools", "aiohappyeyeballs"), "all"),
         "openvino": (("openvino_genai",), "openvino"),
     },

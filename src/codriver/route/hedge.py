@@ -16,6 +16,7 @@ from codriver.core.errors import CodriverError
 
 from .link import LinkView
 from .live import Live
+from .turn import READ_S, STOOD_S
 
 _TICK_S = 0.001
 
@@ -57,12 +58,25 @@ class Race:
                             self._enter(second)
                         continue
                     wait_s = min(wait_s, patience_s)
-                with contextlib.suppress(TimeoutError):
-                    # A rounding error must not become a wait of nothing, again and again.
-                    async with asyncio.timeout(max(wait_s, _TICK_S)):
-                        await self._bell.wait()
+                await self._wait(wait_s)
         finally:
             unwatch()
+
+    async def _wait(self, wait_s: float) -> None:
+        """For the bell; and when this process stood still meanwhile, for what the engines sent to be read."""
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + wait_s
+        with contextlib.suppress(TimeoutError):
+            # A rounding error must not become a wait of nothing, again and again.
+            async with asyncio.timeout(max(wait_s, _TICK_S)):
+                await self._bell.wait()
+                return
+        if loop.time() - due_s > STOOD_S:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(READ_S):
+                    while not any(live.shows for live in self.running):
+                        self._bell.clear()
+                        await self._bell.wait()
 
     def _enter(self, live: Live) -> None:
         self.running.append(live)

@@ -182,6 +182,8 @@ class Live:
             waited_s = self.deadline.clock.monotonic_s() - began_s
             self.silent_s += waited_s
             self.worked_s += waited_s
+            if self.turn.spared:
+                self.turn.spared, self.silent_s = False, 0.0
 
     def _carries(self, chunk: ChatChunk) -> bool:
         """True when the chunk brings the client something: text, a tool call, or the end. Counts both."""

@@ -13,7 +13,7 @@ import msgspec
 
 from codriver.core.engine import EngineCard
 from codriver.core.messages import ChatChunk, ChatRequest, Message
-from codriver.core.wire import changed
+from codriver.core.wire import changed, with_messages
 
 _ASK = "Go on with your answer from exactly where it stops. Do not repeat any of it and do not comment."
 _LEAST_OVERLAP_CHARS = 3
@@ -30,7 +30,7 @@ def continued(request: ChatRequest, part: str, tokens: int, card: EngineCard) ->
     long).
     """
     changes: dict[str, Any] = {}
-    if request.limit_tokens is not None:
+    if request.limit_tokens is not None and tokens:
         changes["max_tokens"] = max(1, request.limit_tokens - tokens)
         changes["max_completion_tokens"] = None
     if request.prompt is not None:
@@ -40,12 +40,9 @@ def continued(request: ChatRequest, part: str, tokens: int, card: EngineCard) ->
     else:
         told = (request.continue_from or "") + part
         changes["continue_from"] = None
-        changes["messages"] = [
-            *request.messages,
-            Message(role="assistant", content=told),
-            Message(role="user", content=_ASK),
-        ]
-    return changed(request, **changes)
+        more = [Message(role="assistant", content=told), Message(role="user", content=_ASK)]
+        request = with_messages(request, len(request.messages), more)
+    return changed(request, **changes) if changes else request
 
 
 def asked_to_go_on(request: ChatRequest) -> bool:
@@ -93,16 +90,17 @@ class OverlapRemover:
 
 
 def with_text(chunk: ChatChunk, text: str) -> ChatChunk:
-    """The chunk with its first choice's content replaced."""
+    """The chunk with its first choice's content replaced, and without the tokens that were its log-probabilities'."""
     first = chunk.choices[0]
     delta = msgspec.structs.replace(first.delta, content=text)
-    choices = [msgspec.structs.replace(first, delta=delta), *chunk.choices[1:]]
+    choices = [msgspec.structs.replace(first, delta=delta, logprobs=None), *chunk.choices[1:]]
     return msgspec.structs.replace(chunk, choices=choices, raw=msgspec.UNSET, whole=msgspec.UNSET)
 
 
 def without_overlap(chunk: ChatChunk, overlap: OverlapRemover) -> ChatChunk:
-    """The chunk without what ``overlap`` takes off it, or keeps back."""
-    text = overlap.take(chunk.text())
+    """The chunk without what ``overlap`` takes off it, or keeps back; as it came where that is nothing."""
+    came = chunk.text()
+    text = overlap.take(came)
     if chunk.finish_reason:
         text += overlap.flush()
-    return with_text(chunk, text) if chunk.choices else chunk
+    return with_text(chunk, text) if chunk.choices and text != came else chunk

@@ -26,17 +26,19 @@ _STOP_S = 0.25
 _LOOK_S = 1.0
 # A timer that comes so late tells of a process that stood still. What the engine sent meanwhile lies unread: once in a
 # wait there is this much time to read it before the engine is blamed.
-_STOOD_S, _READ_S = 0.05, 0.25
+STOOD_S, READ_S = 0.05, 0.25
 
 
 class Turn:
     """``next`` gives chunks until ``None``. After ``hold`` the engine goes on writing while nobody waits; ``next``
     still works. One timer serves all waits and is hardly ever moved: most waits are over long before their limit.
+    ``spared``: a wait went past its limit because this process stood still, and not the engine; whoever counts the
+    engine's silence puts it back.
     """
 
     __slots__ = (
         "_at_s", "_doubt", "_due_s", "_error", "_fired", "_fresh", "_kept", "_loop", "_over", "_patience_s", "_pump",
-        "_soon_s", "_spared_s", "_stream", "_timer", "_waiter",
+        "_soon_s", "_spared_s", "_stream", "_timer", "_waiter", "spared",
     )  # fmt: skip
 
     def __init__(self, stream: AsyncIterator[ChatChunk]) -> None:
@@ -45,7 +47,9 @@ class Turn:
         # The timer's time is kept here: what uvloop gives for less than half a millisecond does not know its own.
         self._timer: asyncio.Handle | None = None
         self._at_s = float("inf")
-        self._due_s = self._soon_s = self._patience_s = self._spared_s = float("inf")
+        self._due_s = self._soon_s = self._patience_s = float("inf")
+        self._spared_s = float("nan")
+        self.spared = False
         self._doubt: Callable[[], bool] | None = None
         self._waiter: asyncio.Task[Any] | None = None
         self._fired = 0
@@ -165,9 +169,10 @@ class Turn:
             self._set_timer(min(end_s, self._at_s + _LOOK_S))
             return
         now_s = self._loop.time()
-        if now_s - self._at_s > _STOOD_S and self._spared_s != self._due_s:
+        if now_s - self._at_s > STOOD_S and self._spared_s != self._due_s:
             self._spared_s = self._due_s
-            self._set_timer(now_s + _READ_S)
+            self.spared = True
+            self._set_timer(now_s + READ_S)
             return
         self._fired += 1
         self._waiter.cancel()

@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 
-from codriver.apps.settings import CloudAccess, VehicleConfig
+from codriver.apps import cloud as cloud_app
+from codriver.apps.cloud import Cloud
+from codriver.apps.settings import CloudAccess, CloudConfig, InTheCloud, VehicleConfig
 from codriver.apps.vehicle import _cloud_config
 from codriver.core.errors import BadConfigValue
+from codriver.engines.null import Null
 from codriver.engines.openai import OpenAIConfig, OpenAIServer
+from codriver.route.trailing import GoesOn
 
 URL = "http://127.0.0.1:9/v1"
 
@@ -21,7 +25,8 @@ def told(**members: Any) -> OpenAIConfig:
 @pytest.mark.parametrize(
     ("members", "prefill", "can"),
     [
-        ({}, "llama_cpp", {"prefill"}),
+        ({}, "peer", {"prefill"}),
+        ({"prefill": "llama_cpp"}, "llama_cpp", {"prefill"}),
         ({"peer": False}, "none", set()),
         ({"peer": False, "prefill": "vllm"}, "vllm", {"prefill"}),
         ({"peer": True, "prefill": "none"}, "none", set()),
@@ -39,10 +44,30 @@ async def test_a_cloud_goes_on_and_scores_as_it_is_told_to(
     await server.aclose()
 
 
-def test_scoring_needs_a_way_to_go_on() -> None:
+@pytest.mark.parametrize("prefill", ["auto", "none", "llama_cpp"])
+def test_scoring_needs_its_way_to_go_on(prefill: str) -> None:
     with pytest.raises(BadConfigValue) as found:
-        told(peer=False, verify="vllm")
+        told(prefill=prefill, verify="vllm")
     assert found.value.message == (
-        "cloud.verify is 'vllm', and a draft is scored as the beginning of an answer: set cloud.prefill too."
+        f"cloud.verify is 'vllm' and cloud.prefill '{prefill}': a draft is scored as the beginning of an answer, so "
+        "set cloud.prefill to 'vllm' too."
     )
     assert found.value.param == "cloud.verify"
+
+
+@pytest.mark.parametrize(("kind", "wrapped"), [("null", True), ("llama_cpp", False)])
+async def test_a_cloud_goes_on_whatever_its_engine(kind: Any, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def null(*_: object) -> Null:
+        return Null()
+
+    monkeypatch.setattr(cloud_app, "start_on_board", null)
+    cloud = Cloud(CloudConfig(engine=InTheCloud(kind=kind)))
+    async with cloud_app.engine(cloud):
+        assert isinstance(cloud.engine, GoesOn) == wrapped
+
+
+async def test_a_server_behind_a_cloud_is_asked_as_it_is_told_to() -> None:
+    cloud = Cloud(CloudConfig(engine=InTheCloud(upstream_url=URL, upstream_prefill="vllm")))
+    async with cloud_app.engine(cloud):
+        assert isinstance(cloud.engine, GoesOn)
+        assert cloud.engine.card.can("prefill")

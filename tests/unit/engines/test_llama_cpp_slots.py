@@ -39,6 +39,31 @@ def test_streams_at_once_sit_side_by_side() -> None:
     assert slots.take(history_of(talk("new"))).id == 1  # not 0, though that was used longest ago
 
 
+def test_a_long_prompt_is_read_behind_the_others() -> None:
+    slots = Slots(4)
+    for text in "abcd":
+        answered(slots, text)
+    long = slots.take(history_of(talk("manual")), long=True)
+    assert long.id == 3
+    assert {slots.take(history_of(talk(text))).id for text in "xy"} == {1, 2}  # beside it and beside each other
+    slots.give(long)
+    assert slots.take(history_of(talk("z"))).id == 0  # the last one is kept free
+    assert slots.take(history_of(talk("zz"))).id == 3  # but nobody waits for it
+
+
+def test_a_long_conversation_comes_back_to_its_slot_all_the_same() -> None:
+    slots = Slots(4)
+    one = answered(slots, "a")
+    assert one.id != 3
+    assert slots.take(history_of(talk("a", "yes", "manual")), long=True) is one
+
+
+def test_of_two_slots_none_is_kept_free() -> None:
+    slots = Slots(2)
+    assert {answered(slots, text).id for text in "ab"} == {0, 1}
+    assert slots.take(history_of(talk("manual")), long=True).id == 1
+
+
 def test_a_request_that_is_not_read_leaves_what_the_slot_held() -> None:
     slots = Slots(1)
     slot = answered(slots, "a", "yes", "and?")

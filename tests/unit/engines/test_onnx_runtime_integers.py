@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from codriver.core.deadline import Deadline
+from codriver.core.errors import BadModelFile
 from codriver.core.messages import EmbedRequest, Tensor, TensorRequest
 from codriver.engines.onnx_runtime import OnnxConfig, OnnxRuntime
 from codriver.engines.onnx_runtime_integers import in_integers
@@ -105,6 +107,56 @@ def test_other_weights_are_left_alone(tmp_path: Path, scale: object, stored: obj
     assert in_integers(graph(tmp_path / "g.onnx", scale, stored)) is None
 
 
+def edited(file: Path, edit: Callable[[Any], object]) -> Path:
+    model = onnx.load(str(graph(file, 0.5)))
+    edit(model)
+    onnx.save(model, str(file))
+    return file
+
+
+def _branches(model: Any) -> None:
+    """What a branch uses, a look at the nodes alone does not see."""
+    value = helper.make_tensor_value_info("b", TensorProto.FLOAT, None)
+    branch = helper.make_graph([helper.make_node("Identity", ["w_scaled"], ["b"])], "branch", [], [value])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node.append(helper.make_node("If", ["yes"], ["either"], then_branch=branch, else_branch=branch))
+    model.graph.output.append(helper.make_tensor_value_info("either", TensorProto.FLOAT, None))
+
+
+def _as_inputs(model: Any) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.INT8, [16, 6]))
+
+
+def _old(model: Any) -> None:
+    model.opset_import[0].version = 9
+
+
+@pytest.mark.parametrize("edit", [_branches, _as_inputs, _old])
+async def test_graphs_that_cannot_be_changed_run_as_they_are(tmp_path: Path, edit: Callable[[Any], object]) -> None:
+    file = edited(tmp_path / "g.onnx", edit)
+    assert in_integers(file) is None
+    x = np.ones((3, 16), np.float32)
+    np.testing.assert_allclose(await run(file, x, True), x @ (0.5 * WEIGHTS), rtol=1e-5)
+
+
+def test_weights_in_another_file_are_not_read(tmp_path: Path) -> None:
+    model = onnx.load(str(graph(tmp_path / "g.onnx", 0.5)))
+    file = tmp_path / "outside.onnx"
+    onnx.save(model, str(file), save_as_external_data=True, location="outside.data", size_threshold=0)
+    (tmp_path / "outside.data").unlink()
+    assert in_integers(file) is None
+
+
+def test_a_broken_tensor_is_a_bad_file(tmp_path: Path) -> None:
+    def cut(model: Any) -> None:
+        model.graph.initializer[0].raw_data = b"too short"
+
+    file = edited(tmp_path / "g.onnx", cut)
+    assert in_integers(file) is None
+    with pytest.raises(BadModelFile, match=r"The model file .*g\.onnx of 'embedder' is not a usable ONNX graph"):
+        OnnxRuntime(OnnxConfig(model=file))
+
+
 def test_what_is_no_graph_is_left_to_whoever_runs_it(tmp_path: Path) -> None:
     file = tmp_path / "g.onnx"
     assert in_integers(file) is None
@@ -120,6 +172,9 @@ async def test_sentences_mean_the_same_in_integers(model_file: Callable[[str], P
         engine = OnnxRuntime(OnnxConfig(**files, integers=integers))
         vectors = [(await engine.embed(EmbedRequest(input=text), NEVER)).vectors[0] for text in texts]
         found[integers] = np.asarray(vectors)
+        together = await engine.embed(EmbedRequest(input=texts), NEVER)
+        # Company changes nothing; float32 sums may round otherwise.
+        np.testing.assert_allclose(together.vectors, vectors, atol=0 if integers else 1e-5)
         await engine.aclose()
     same = (found[True] * found[False]).sum(axis=1)
     assert (same > 0.99).all()

@@ -730,22 +730,29 @@ async def test_a_probe_measures_the_way_there_and_back_and_mends_the_health() ->
 
 async def test_a_peer_that_is_no_codriver_is_asked_in_words_to_go_on(caplog: pytest.LogCaptureFixture) -> None:
     """A server that takes the part for a turn that is over would begin again, and the text would be spliced."""
-    pages = (http("503 Service Unavailable", b""), http("200 OK", b""), http("404 Not Found", b""))
-    config = {"peer": True, "prefill": "llama_cpp", "health_path": "/healthz"}
-    async with serving(*pages) as server, engine_at(server.url, **config) as engine:
-        for goes_on in (True, True, False, False):
+    there, ill, gone = (http(status, b"") for status in ("200 OK", "503 Service Unavailable", "404 Not Found"))
+    pages = (gone, gone, ill, gone, gone, there, gone, gone, gone, gone, there)
+    async with (
+        serving(*pages) as server,
+        engine_at(server.url, peer=True, prefill="peer", health_path="/healthz") as engine,
+    ):
+        seen = []
+        for _ in pages:
             await engine.probe(Deadline.after(SOON))
-            assert engine.card.can("prefill") == goes_on
+            seen.append(engine.card.can("prefill"))
+    assert seen == [True] * 8 + [False] * 2 + [True]
     assert [record.getMessage() for record in caplog.records] == [
-        "the cloud is no Codriver: it has no /healthz. It is asked in words to go on with a partial answer; set "
-        "cloud.peer to false, and cloud.prefill to what the server can."
+        "the cloud refuses /healthz and seems to be no Codriver: it is asked in words to go on with a partial answer. "
+        "Set cloud.prefill to what the server can, or to none."
     ]
 
 
 async def test_one_that_was_said_to_be_another_keeps_what_it_was_said_to_can() -> None:
-    async with serving(http("404 Not Found", b"")) as server, engine_at(server.url, prefill="vllm") as engine:
-        await engine.probe(Deadline.after(SOON))
-        assert engine.card.can("prefill")
+    for prefill in ("vllm", "llama_cpp"):
+        async with serving(http("404 Not Found", b"")) as server, engine_at(server.url, prefill=prefill) as engine:
+            for _ in range(4):
+                await engine.probe(Deadline.after(SOON))
+            assert engine.card.can("prefill")
 
 
 async def test_discovery_completes_the_card() -> None:

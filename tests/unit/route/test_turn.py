@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -11,9 +12,11 @@ import uvloop
 
 from codriver.core.deadline import Deadline
 from codriver.core.errors import FirstTokenTimeout, NoEngineLeft
-from codriver.core.messages import ChatChunk, ChatRequest
+from codriver.core.messages import ChatChunk, ChatRequest, ChunkChoice, Delta
+from codriver.core.plan import Attempt, AttemptPlan
 from codriver.engines.null import Null, NullConfig
 from codriver.route.config import RouteConfig
+from codriver.route.execute import Run
 from codriver.route.hybrid import HybridEngine
 from codriver.route.lineup import Lineup
 from codriver.route.turn import Turn
@@ -85,3 +88,42 @@ def test_an_engine_is_not_blamed_for_a_process_that_stood_still(
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         assert runner.run(wait()) == told
     assert time.monotonic() - began_s < 5
+
+
+class LateToken(Null):
+    """A role, as servers begin, and its token at once after ``ttft_s``; ``ttft_s`` of None: never."""
+
+    ttft_s: float | None = 0.05
+
+    async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncIterator[ChatChunk]:
+        await asyncio.sleep(60 if self.ttft_s is None else self.ttft_s)
+        yield ChatChunk(choices=[ChunkChoice(delta=Delta(role="assistant", content=""))])
+        await asyncio.sleep(0.01)
+        yield ChatChunk(choices=[ChunkChoice(delta=Delta(content="late"))])
+        yield ChatChunk(choices=[ChunkChoice(finish_reason="stop")])
+
+
+@pytest.mark.parametrize("loop_factory", [uvloop.new_event_loop, asyncio.new_event_loop])
+@pytest.mark.parametrize("hedge_s", [math.inf, 0.08, 5.0])
+@pytest.mark.parametrize(("ttft_s", "outcome"), [(0.05, "answered"), (None, "first_token_timeout")])
+def test_an_answer_that_lies_unread_is_read(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], hedge_s: float, ttft_s: float | None, outcome: str
+) -> None:
+    """The process stands still past the first token's limit, before the first chunk; also with a second engine near."""
+    cloud, spare = LateToken(NullConfig(id="c", locality="cloud")), LateToken(NullConfig(id="v"))
+    cloud.ttft_s, spare.ttft_s = ttft_s, None
+    first = Attempt("c", "cloud", "first", start="at_once", first_token_s=0.1, hedge_s=hedge_s)
+    plan = AttemptPlan((first, Attempt("v", "vehicle", "spare", first_token_s=0.1)), deadline_s=5.0)
+
+    async def answer() -> str:
+        run = Run(Lineup({"c": cloud, "v": spare}), RouteConfig(), plan, ask(), Deadline.after(5.0))
+        asyncio.get_running_loop().call_later(0.03, time.sleep, 0.4)
+        try:
+            async for _ in run.chunks():
+                pass
+        except NoEngineLeft:
+            pass
+        return next(record.outcome for record in run.records if record.engine == "c")
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(answer()) == outcome
