@@ -187,14 +187,15 @@ class LlamaCpp(TextOnly):
             reuse = slot.adapters == adapters
             if plan.opening and reuse and slot.in_place < plan.saved:
                 await expiry.wait(partial(self._keeper.put, server, slot, plan.opening))
-            # No more is sure to be there until the prompt has been read.
-            slot.history, slot.adapters = plan.history[: slot.in_place], adapters
+            # No more is sure to be there until the prompt has been read; nor, before, by which adapters it is.
+            slot.history = plan.history[: slot.in_place]
+            slot.adapters = adapters if reuse else None
             chunks = self._stream(
                 prepared.path, prepared.on_slot(slot.id, reuse), expiry, "image" in request.modalities()
             )
             try:
                 async for chunk in chunks:
-                    slot.history = plan.history
+                    slot.history, slot.adapters = plan.history, adapters
                     for part in readers(chunk):
                         yield part
             finally:

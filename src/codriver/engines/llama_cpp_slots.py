@@ -26,13 +26,13 @@ _SPARED_TURNS = 8  # answers per slot for which a conversation that went on is s
 
 @dataclass
 class Slot:
-    """``history`` is of the conversation it last held, ``adapters`` what it was computed with; of the request that has
-    it, ``in_place`` entries were there. ``went_on``: that conversation was there for more than one turn.
+    """``history`` is of the conversation it last held, ``adapters`` what it was computed with, None where that is not
+    sure; of the request that has it, ``in_place`` entries were there. ``went_on``: that conversation was there for more than one turn.
     """
 
     id: int
     history: History = ()
-    adapters: bytes = b""
+    adapters: bytes | None = b""
     in_place: int = 0
     went_on: bool = field(default=False, repr=False)
     used: int = field(default=0, repr=False)

@@ -162,6 +162,33 @@ async def test_an_adapter_acts_only_where_it_is_named(engine: LlamaCpp) -> None:
         await answer(engine, user("x", codriver=RequestOptions(lora=[{"name": "other"}])))
 
 
+@pytest.mark.parametrize("spoils", ["refused", "left"])
+async def test_an_adapter_leaves_nothing_behind_a_request_that_was_not_read(
+    model_file: Find, tmp_path: Path, spoils: str
+) -> None:
+    """The one slot holds what an adapter computed; the next request ends before its prompt is read."""
+    adapter = write_lora(tmp_path / "ones.gguf")
+    config = LlamaCppConfig(model=model_file("smollm2.gguf"), slots=1, lora=(f"ones={adapter}",), openings=0)
+    engine = await LlamaCpp.start(config)
+    try:
+        plain = (await answer(engine, user("Say hello."))).text
+        with_adapter = RequestOptions(lora=[{"name": "ones", "scale": 4.0}])
+        assert (await answer(engine, user("Say hello.", codriver=with_adapter))).text != plain
+        if spoils == "refused":
+            form = ResponseFormat(type="json_schema", json_schema=JsonSchema(schema={"type": "nonsense"}))
+            with pytest.raises(UnsupportedParameter, match="The JSON schema cannot be enforced"):
+                await answer(engine, user("x", response_format=form))
+        else:
+            task = asyncio.ensure_future(answer(engine, user("four five " * 600)))
+            while not await working(engine):
+                pass
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert (await answer(engine, user("Say hello."))).text == plain
+    finally:
+        await engine.aclose()
+
+
 async def test_json_is_compact_and_closed(engine: LlamaCpp) -> None:
     schema = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
     form = ResponseFormat(type="json_schema", json_schema=JsonSchema(schema=schema))
