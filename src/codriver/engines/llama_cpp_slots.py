@@ -27,7 +27,8 @@ _SPARED_TURNS = 8  # answers per slot for which a conversation that went on is s
 @dataclass
 class Slot:
     """``history`` is of the conversation it last held, ``adapters`` what it was computed with, None where that is not
-    sure; of the request that has it, ``in_place`` entries were there. ``went_on``: that conversation was there for more than one turn.
+    sure; of the request that has it, ``in_place`` entries were there. ``went_on``: that conversation was there for more
+    than one turn.
     """
 
     id: int
