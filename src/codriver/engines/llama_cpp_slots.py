@@ -49,6 +49,7 @@ class Slots:
         # Of two, each conversation's computed beginning is worth more.
         self._kept_free = count - 1 if count > 2 else -1
         self._busy: set[int] = set()
+        self._long: set[int] = set()
         self._turn = 0
 
     def mark(self, count: int, history: History) -> None:
@@ -60,15 +61,18 @@ class Slots:
         """The free slot with the longest common beginning, ``saved`` entries of which can be put into any with the same
         adapters. Among equals one whose conversation has not gone on; for a ``long`` prompt the last one, which of
         three or more is kept free of others (llama.cpp reads prompts in the slots' order, and those behind a long one
-        wait for all of it); then one beside a busy slot (it computes only neighbours in one batch), then the one used
+        wait for all of it); while there is one, for a short one a slot that holds the beginning already (putting it
+        there would wait for a step of the long one); then one beside a busy slot (it computes only neighbours in one batch), then the one used
         longest ago.
         """
 
-        def worth(slot: Slot) -> tuple[int, bool, int, bool, int]:
+        def worth(slot: Slot) -> tuple[int, bool, int, bool, bool, int]:
+            there = common(slot.history, history)
             return (
-                max(common(slot.history, history), saved if slot.adapters == adapters else 0),
+                max(there, saved if slot.adapters == adapters else 0),
                 not (slot.went_on and self._turn - slot.used < self._spared_turns),
-                slot.id if long else slot.id != self._kept_free,
+                slot.id if long else there >= saved or not self._long,
+                slot.id != self._kept_free,
                 not self._busy.isdisjoint((slot.id - 1, slot.id + 1)),
                 -slot.used,
             )
@@ -78,12 +82,15 @@ class Slots:
         best.went_on = saved < best.in_place == len(best.history) < len(history)
         self._free.remove(best)
         self._busy.add(best.id)
+        if long:
+            self._long.add(best.id)
         return best
 
     def give(self, slot: Slot) -> None:
         self._turn += 1
         slot.used = self._turn
         self._busy.discard(slot.id)
+        self._long.discard(slot.id)
         self._free.append(slot)
 
     async def claim(self, slot: Slot, history: History) -> bool:

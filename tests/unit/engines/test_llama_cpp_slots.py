@@ -51,6 +51,21 @@ def test_a_long_prompt_is_read_behind_the_others() -> None:
     assert slots.take(history_of(talk("zz"))).id == 3  # but nobody waits for it
 
 
+def test_while_a_long_prompt_is_read_a_short_one_goes_where_its_opening_is() -> None:
+    """Putting it into another slot would wait for a step of the long one."""
+    slots = Slots(4)
+    there = answered(slots, "rules", "ok", "a", saved=2)
+    answered(slots, "b")
+    short = history_of(talk("rules", "ok", "c"))
+    assert (slot := slots.take(short, saved=2)) is not there  # what was said there may be gone on with
+    slots.give(slot)
+    long = slots.take(history_of(talk("manual")), long=True)
+    assert (slot := slots.take(short, saved=2)) is there
+    slots.give(slot)
+    slots.give(long)
+    assert slots.take(short, saved=2) is not there
+
+
 def test_a_long_conversation_comes_back_to_its_slot_all_the_same() -> None:
     slots = Slots(4)
     one = answered(slots, "a")
