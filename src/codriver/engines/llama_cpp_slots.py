@@ -58,12 +58,12 @@ class Slots:
             slot.history = history
 
     def take(self, history: History, adapters: bytes = b"", saved: int = 0, long: bool = False) -> Slot:
-        """The free slot with the longest common beginning, ``saved`` entries of which can be put into any with the same
-        adapters. Among equals one whose conversation has not gone on; for a ``long`` prompt the last one, which of
-        three or more is kept free of others (llama.cpp reads prompts in the slots' order, and those behind a long one
-        wait for all of it); while there is one, for a short one a slot that holds the beginning already (putting it
-        there would wait for a step of the long one); then one beside a busy slot (it computes only neighbours in one batch), then the one used
-        longest ago.
+        """The free slot with the longest common beginning, ``saved`` entries of which can be put into any with the
+        same adapters. Among equals one whose conversation has not gone on; for a ``long`` prompt the last one,
+        which of three or more is kept free of others (llama.cpp reads prompts in the slots' order, and those behind
+        a long one wait for all of it); while there is one, for a short one a slot that holds the beginning already
+        (putting it there would wait for a step of the long one); then one beside a busy slot (it computes only
+        neighbours in one batch), then the one used longest ago.
         """
 
         def worth(slot: Slot) -> tuple[int, bool, int, bool, bool, int]:

@@ -57,10 +57,12 @@ def test_while_a_long_prompt_is_read_a_short_one_goes_where_its_opening_is() -> 
     there = answered(slots, "rules", "ok", "a", saved=2)
     answered(slots, "b")
     short = history_of(talk("rules", "ok", "c"))
-    assert (slot := slots.take(short, saved=2)) is not there  # what was said there may be gone on with
+    slot = slots.take(short, saved=2)
+    assert slot is not there  # what was said there may be gone on with
     slots.give(slot)
     long = slots.take(history_of(talk("manual")), long=True)
-    assert (slot := slots.take(short, saved=2)) is there
+    slot = slots.take(short, saved=2)
+    assert slot is there
     slots.give(slot)
     slots.give(long)
     assert slots.take(short, saved=2) is not there
