@@ -33,7 +33,7 @@ from codriver.route.config import LinkConfig
 
 FACTOR = 0.25  # of the bench's times
 # Wide enough for a busy machine: only what never comes, and what comes too late, may break them.
-LIMITS = Limits(deadline_s=3.0, grace_s=3.0, first_token_s=0.5, inter_token_s=0.5, connect_s=0.5)
+LIMITS = Limits(deadline_s=2.0, grace_s=3.0, first_token_s=0.5, inter_token_s=0.5, connect_s=0.5)
 LINK = LinkConfig(0.2 * FACTOR, FACTOR, 0.7 * FACTOR, 2 * FACTOR)
 
 

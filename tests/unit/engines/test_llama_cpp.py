@@ -223,7 +223,7 @@ async def test_a_demanded_call_comes_without_thoughts(engine: LlamaCpp) -> None:
     """As with a template that knows tools and thinks: what is asked of llama.cpp then must be taken by it."""
     dialect, engine._dialect = engine._dialect, replace(engine._dialect, native_tools=True, thinks=True)
     try:
-        request = user("Set the temperature to 21 degrees.", tool_choice="required", max_tokens=120)
+        request = user("Set the temperature to 21 degrees.", tool_choice="required", max_tokens=40)
         request.tools = [msgspec.convert({"type": "function", "function": HEAT}, Tool)]
         (only,) = (await answer(engine, request)).completion().choices
     finally:

@@ -65,10 +65,9 @@ def served() -> Iterator[Served]:
         process.stdout.close()
 
 
-async def grows_by_noise(served: Served, flood: Callable[[], Awaitable[None]], times: int = 2, fills: int = 1) -> None:
-    """The first ``fills`` floods fill what is kept; the same again, ``times`` over, adds noise only."""
-    for _ in range(fills):
-        await flood()
+async def grows_by_noise(served: Served, flood: Callable[[], Awaitable[None]], times: int = 2) -> None:
+    """The first flood fills what is kept; the same again, ``times`` over, adds noise only."""
+    await flood()
     before_kb = served.memory_kb()
     for _ in range(times):
         await flood()
@@ -131,7 +130,7 @@ async def test_bodies_over_the_limit_are_refused_and_leave_no_memory_behind(serv
     reply = await first_answer(served.port, head)  # before a byte of the body has come
     assert (reply.status, json.loads(reply.body)["error"]["code"]) == (413, "body_too_large")
     assert "The request body is larger than 8388608 bytes." in json.loads(reply.body)["error"]["message"]
-    await grows_by_noise(served, flood, fills=2)
+    await grows_by_noise(served, flood)
 
 
 @contextlib.asynccontextmanager
