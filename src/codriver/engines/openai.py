@@ -50,7 +50,8 @@ from .openai_verify import Verdict
 log = logging.getLogger("codriver.engines")
 BODY_LIMIT_BYTES = 64 << 20
 DOWN_S = 5.0
-_NO_PEER_AFTER = 3
+# So many refusals in a row tell of a server, and not of a moment.
+_SURE_AFTER = 3
 # What hosted APIs add to each event against eavesdroppers that count bytes; short ones may be alike by chance.
 _ONCE = re.compile(rb'"obfuscation"\s*:\s*"[^"\\]{6,}"')
 # A compressed stream waits for the compressor: events must come as they are made.
@@ -123,7 +124,7 @@ class OpenAIServer:
         # A link of its own, so that a probe neither waits for nor disturbs the answers; nobody watches it.
         self._probe_link = Link(config.id, place, headers, NoLink())
         self._in_flight = 0
-        self._refused_probes = 0
+        self._refused_probes = self._unscored = 0
         self._closed = False
         self._trouble = ""
         self._down_until_s = self._busy_until_s = 0.0
@@ -225,7 +226,7 @@ class OpenAIServer:
             return
         self._refused_probes = 0 if answers else self._refused_probes + 1
         can = self.card.can("prefill")
-        if can and self._refused_probes >= _NO_PEER_AFTER:
+        if can and self._refused_probes >= _SURE_AFTER:
             self.card = replace(self.card, capabilities=self.card.capabilities - {"prefill"})
             log.warning(
                 "the cloud refuses %s and seems to be no Codriver: it is asked in words to go on with a partial "
@@ -289,14 +290,15 @@ class OpenAIServer:
         body = wire.upstream_body(request, changes)
         try:
             answer = await self._ask("POST", "/chat/completions", body, deadline)
-            return openai_verify.verdict(answer, draft, self._config.verify_least)
-        except UpstreamRejected:
+            found = openai_verify.verdict(answer, draft, self._config.verify_least)
+        except (UpstreamMalformed, UpstreamRejected):
+            self._unscored += 1
+            if self._unscored == _SURE_AFTER:  # it would read every draft for nothing
+                self.card = replace(self.card, capabilities=self.card.capabilities - {"verify"})
+                log.warning("the server scores no drafts and is not asked to any more", extra={"engine": self.card.id})
             return None
-        except UpstreamMalformed:
-            # It would read every draft for nothing.
-            self.card = replace(self.card, capabilities=self.card.capabilities - {"verify"})
-            log.warning("the server scores no drafts and is not asked to any more", extra={"engine": self.card.id})
-            return None
+        self._unscored = 0
+        return found
 
     def _chat_path_and_body(self, request: ChatRequest) -> tuple[str, bytes]:
         changes: dict[str, Any] = {}

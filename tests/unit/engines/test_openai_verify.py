@@ -157,6 +157,24 @@ async def test_a_server_that_cannot_score_is_asked_as_ever(refusal: bytes) -> No
     assert (answer.text, len(bodies)) == ("Yes.", 2)
 
 
+async def test_a_server_that_never_scores_is_not_asked_to_any_more(caplog: pytest.LogCaptureFixture) -> None:
+    rest = stream(event("Yes.", "stop"), b"data: [DONE]\n\n")
+    no, yes = http("200 OK", b"{}"), http("200 OK", scored(TOKENS, [1] * 5))
+    bad = http("400 Bad Request", b'{"error":{"message":"no prompt_logprobs"}}')
+    told = (no, rest, bad, rest, yes, no, rest, no, rest, bad, rest, rest)
+    async with serving(*told) as server:
+        engine = OpenAIServer(OpenAIConfig(url=server.url, model="m", prefill="vllm", verify="vllm"))
+        can = []
+        for _ in range(7):
+            async for _ in engine.generate(ask(), Deadline.never()):
+                pass
+            can.append(engine.card.can("verify"))
+        await engine.aclose()
+        assert len(server.requests) == len(told)
+    assert can == [True] * 5 + [False] * 2
+    assert [one.getMessage() for one in caplog.records] == ["the server scores no drafts and is not asked to any more"]
+
+
 async def test_without_a_draft_nothing_is_scored() -> None:
     rest = stream(event("Yes.", "stop"), b"data: [DONE]\n\n")
     request = ask()
