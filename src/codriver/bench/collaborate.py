@@ -37,9 +37,8 @@ from codriver.route.lineup import Lineup
 from .drive_client import request_body
 from .drive_inputs import CLOUD_MODEL, QUESTIONS, VEHICLE_MODEL, drive_items
 from .drive_outcomes import Figure, mean, quantile, share
-from .gateway import machine
 from .grading import grade
-from .rows import Report, Row
+from .rows import Report, Row, machine
 from .scoring import ScoringServer
 from .workload import WorkItem
 

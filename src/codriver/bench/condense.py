@@ -13,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-import os
-import platform
 import random
 import statistics
 import time
@@ -37,7 +35,7 @@ from .engine_systems import EngineSystem, chat_body
 from .grading import holds
 from .outcome_sets import embedding_engine
 from .reading_sets import LongCase, long_cases, reading_set
-from .rows import Report, Row
+from .rows import Report, Row, machine
 
 BUDGETS = (256, 512, 1024)
 EQUAL = 512  # the budget at which ways to choose are compared
@@ -74,7 +72,7 @@ def run(quick: bool = False) -> Report:
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     recalled, answered = asyncio.run(_measure(questions, model, quick))
     rows = [*summed(recalled), *summed(answered), *_differences(answered), *_over_links(answered)]
-    return Report("condense", _machine(), begun, rows)
+    return Report("condense", machine(), begun, rows)
 
 
 async def _measure(questions: Path, model: Path, quick: bool) -> tuple[Samples, Samples]:
@@ -275,8 +273,3 @@ def bootstrap(values: Sequence[float], rounds: int = 1000) -> tuple[float, float
     chance = random.Random(_SEED)
     means = sorted(statistics.fmean(chance.choices(values, k=len(values))) for _ in range(rounds))
     return round(means[int(0.025 * rounds)], 4), round(means[int(0.975 * rounds) - 1], 4)
-
-
-def _machine() -> str:
-    cores, load = os.cpu_count(), os.getloadavg()[0]
-    return f"{platform.machine()}, {cores} cores, load {load:.1f}, Python {platform.python_version()}"

@@ -21,7 +21,7 @@ from .drive_inputs import CLOUD_TIMES, LIVE_ENTRIES, Inputs, data_folder, drive_
 from .drive_live import LiveDrive, Unwatched, Watch
 from .drive_outcomes import Figure, PolicyRun, Summary, summarise
 from .drive_replay import Pair, Replayed, cloud_timing, drive_pair, pairs
-from .drive_result import DriveResult, Signal, live_notes, machine_told, replay_notes
+from .drive_result import DriveResult, Signal, live_notes, replay_notes
 from .drive_settings import DriveSettings, policy, window
 from .replay_router import (
     FoldRouter,
@@ -33,7 +33,7 @@ from .replay_router import (
     cross_fit_learned,
     escalated,
 )
-from .rows import Report, Row
+from .rows import Report, Row, machine
 
 _RESAMPLES = 1000
 
@@ -244,7 +244,7 @@ def report_rows(result: DriveResult) -> Report:
             )
         if not signal.through_link:
             rows.append(Row(signal.name, signal.case, "cloud_calls", signal.calls, "share", figure.n, note=note))
-    return Report("drive", machine_told(), result.started, rows)
+    return Report("drive", machine(), result.started, rows)
 
 
 def _window_note(result: DriveResult, case: str) -> str:

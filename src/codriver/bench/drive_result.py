@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import datetime
 import math
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from .drive_outcomes import Figure, PolicyRun, Summary, mean, summarise
@@ -49,16 +46,6 @@ class DriveResult:
     def cases(self) -> list[str]:
         """Traces (and sets, in a replay) in the order in which they were driven."""
         return list(dict.fromkeys(run.trace for run in self.runs))
-
-
-def machine_told() -> str:
-    """The machine in a phrase: processor, cores, load."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [row.split(":", 1)[1].strip() for row in info.read_text("utf-8").splitlines() if "model name" in row]
-        model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when this was written, {platform.system()}"
 
 
 def live_notes(settings: DriveSettings, runs: Sequence[PolicyRun]) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -39,7 +38,7 @@ from .engine_systems import (
     plain_server,
     resident_mb,
 )
-from .rows import Report, Row
+from .rows import Report, Row, machine
 
 OURS, OPENVINO = "codriver", "codriver, openvino"
 _EVERY, _SAME = "llama.cpp server, every core", "llama.cpp server, our threads"
@@ -72,8 +71,7 @@ def run(quick: bool = False, model: Path | None = None) -> Report:
     file = model or Store().path(Catalogue.load().entry(_MODEL))
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     rows = asyncio.run(_measure(Setup(file), quick))
-    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}"
-    return Report("engine", machine, begun, rows)
+    return Report("engine", machine(), begun, rows)
 
 
 async def _measure(setup: Setup, quick: bool) -> list[Row]:

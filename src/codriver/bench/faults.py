@@ -41,9 +41,8 @@ from .fault_systems import (
 from .fault_table import FaultReport
 from .fault_tls import expired_context
 from .fault_verdict import KINDS, Heard, Verdict, judge
-from .gateway import machine
 from .gateway_servers import Target, free_port, started
-from .rows import Report, Row
+from .rows import Report, Row, machine
 
 _AT_ONCE = 4
 _WARM_UPS = 5

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import platform
 import statistics
 import tempfile
 from collections import defaultdict
@@ -33,7 +31,7 @@ from .gateway_servers import (
     started,
 )
 from .load import Load, generator, press
-from .rows import Report, Row
+from .rows import Report, Row, machine
 
 _QUESTION = (
     b'{"model":"auto","messages":[{"role":"system","content":"You are the car assistant."},{"role":"user","content":'
@@ -162,13 +160,3 @@ class _Maker:
         middle, low, high = (round(f(values), 4) for f in (statistics.median, min, max))
         note = f"median of {len(values)} rounds, load by {generator()}"
         return Row(self._system, self._case, metric, middle, unit, self._count, low, high, note)
-
-
-def machine() -> str:
-    model = platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"

@@ -17,7 +17,8 @@ from codriver.core.errors import DiskFull, SetupError
 
 from . import charts
 from .drive_outcomes import Fate, Figure, PolicyRun, Summary, summarise
-from .drive_result import DriveResult, Signal, machine_told, policy_sentences
+from .drive_result import DriveResult, Signal, policy_sentences
+from .rows import machine
 
 _COLUMNS: tuple[tuple[str, str], ...] = (
     ("answered in time", "Share of requests whose answer was whole before its deadline, on the asking side's clock."),
@@ -61,7 +62,7 @@ def page(result: DriveResult) -> str:
     return template.substitute(
         title=escape(f"Codriver drive, {result.mode}, {', '.join(result.windows)}"),
         started=escape(result.started),
-        machine=escape(machine_told()),
+        machine=escape(machine()),
         lead=_lead(result),
         partial=partial if result.partial else "",
         sections=sections,

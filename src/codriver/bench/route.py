@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ from codriver.route.quality import Quality
 from .drive_inputs import data_folder
 from .outcome_sets import EMBEDDER, OutcomeSet, cached_embeddings, embedding_engine, examples_of, outcome_sets
 from .route_systems import CrossFit, category_mean, cross_fit, fit_figures, nearest, ranking
-from .rows import Report, Row
+from .rows import Report, Row, machine
 
 _QUICK = 400
 _TIMED = 320
@@ -56,7 +55,7 @@ def run(quick: bool = False) -> Report:
         rows += judge_set(each, examples, rounds=200 if quick else 1000)
     prompts = [one.prompt for each in outcome_sets(data_folder(), _TIMED // 3) for one in each.outcomes]
     rows += decision_times(prompts, fit_model(everything[0], EMBEDDER), embedding_engine(threads=1))
-    return Report("route", _machine(), begun, rows)
+    return Report("route", machine(), begun, rows)
 
 
 def judge_set(each: OutcomeSet, examples: Examples, rounds: int, seed: int = 0) -> list[Row]:
@@ -181,8 +180,3 @@ class _Rows:
     def of(self, system: str, metric: str, found: Interval, note: str = "") -> Row:
         value, low, high = (round(number, 4) for number in (found.value, found.low, found.high))
         return Row(system, self.case, metric, value, "", self.count, low, high, note)
-
-
-def _machine() -> str:
-    cores, load = os.cpu_count(), os.getloadavg()[0]
-    return f"{platform.machine()}, {cores} cores, load {load:.1f}, Python {platform.python_version()}"

@@ -26,9 +26,8 @@ from codriver.core.clock import SYSTEM_CLOCK
 from codriver.core.errors import EngineUnavailable
 
 from .drive_processes import Child
-from .gateway import machine
 from .gateway_servers import free_port
-from .rows import Report
+from .rows import Report, machine
 from .shaper import LinkShaper
 from .soak_client import SoakClient
 from .soak_judge import RECOVERY_S, Ending, Soak, judged

@@ -210,16 +210,17 @@ class LinkMonitor:
             self._in_use.clear()
 
     def failed(self, reason: str) -> None:
-        """A request failed on the way; the next probe comes at once and says whether it was the link."""
+        """A request failed on the way: the next probe, ``probe_interval_s`` away at most, says if it was the link."""
         self._in_use.set()
 
     async def run(self) -> None:
-        """Probe until cancelled."""
+        """Probe until cancelled, and never twice within ``probe_interval_s``: a client that asks one thing after the
+        other would otherwise send a probe along with every request.
+        """
         while True:
             await self._probe_once()
-            if self._awaited > 0 or self._tracker.state != "up":
-                await self._clock.sleep(self._config.probe_interval_s)
-            else:
+            probed_s = self._clock.monotonic_s()
+            if self._awaited == 0 and self._tracker.state == "up":
                 wake = asyncio.ensure_future(self._in_use.wait())
                 try:
                     await self._first_of(wake, self._config.idle_interval_s)
@@ -227,6 +228,9 @@ class LinkMonitor:
                     wake.cancel()
                 if not self._awaited:
                     self._in_use.clear()
+            early_s = probed_s + self._config.probe_interval_s - self._clock.monotonic_s()
+            if early_s > 0:
+                await self._clock.sleep(early_s)
 
     async def _first_of(self, awaited: asyncio.Future[Any], seconds: float) -> None:
         """Return when ``awaited`` is done or ``seconds`` have passed on the injected clock."""

@@ -254,6 +254,23 @@ def test_probes_are_seldom_while_nobody_asks_and_one_comes_at_once_when_somebody
     run_virtual(main())
 
 
+def test_a_client_that_asks_one_thing_after_the_other_brings_no_probe_with_each() -> None:
+    async def main() -> int:
+        road = Road()
+        async with monitored(road) as monitor:
+            await asyncio.sleep(5.0)
+            before = len(road.probes)
+            for _ in range(250):
+                monitor.sent()
+                await asyncio.sleep(0.03)
+                monitor.settled()
+                await asyncio.sleep(0.01)
+            return len(road.probes) - before
+
+    # Ten seconds, a probe each 0.25: the interval after the answer to the one before, and its round trip.
+    assert 35 <= run_virtual(main()) <= 45
+
+
 def test_a_cancelled_probe_does_not_end_the_monitor() -> None:
     async def main() -> str:
         road = Road()
