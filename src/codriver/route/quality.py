@@ -13,11 +13,9 @@ log-probability as a confidence signal for cascades (Gupta et al. 2024, arXiv:24
 from __future__ import annotations
 
 import math
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -26,14 +24,14 @@ from codriver.core.deadline import Deadline
 from codriver.core.errors import BadConfigValue, MissingFile
 from codriver.core.messages import ChatRequest, TokenLogprob
 
+from .words import Slots, parts, runs
+
 # Raise it whenever features change their meaning: weights learnt on other features are worse than none.
 FEATURES = 1
 _BUCKETS = 1 << 14
-_WORD = re.compile(r"[^\W\d_]+|\d+")
 _MOST_CHARS = 1 << 16
 _MOST_WORDS = 128
 _LOOKED_AT_CHARS = 256
-_GAPS = {code: " " for code in range(128) if not chr(code).isalnum()}
 _WORD_START = zlib.crc32(b"w:")
 
 Features = dict[int, float]
@@ -77,7 +75,7 @@ def request_features(request: ChatRequest) -> Features:
         _SLOT["tools"]: float(bool(request.tools)),
     }
     weight = 1 / math.sqrt(len(words) or 1)
-    for slot in map(_word_slot, words):
+    for slot in map(_WORD_SLOTS.__getitem__, words):
         features[slot] = features.get(slot, 0.0) + weight
     features[_hashed("s:" + system)] = 1.0
     if schema is not None and schema.json_schema is not None:
@@ -99,21 +97,14 @@ def draft_features(draft: Draft) -> Features:
 
 
 def _words(text: str) -> list[str]:
-    """The first words and numbers of ``text``, as ``_WORD`` finds them, in a third of its time where they are ASCII."""
+    """The first words and numbers of ``text``."""
     words: list[str] = []
     at = 0
     while at < len(text) and len(words) < _MOST_WORDS:
         # Never to within a word: a space ends each piece, or the text does.
         end = text.find(" ", at + _LOOKED_AT_CHARS)
         piece = text[at : end if end >= 0 else None]
-        if not piece.isascii():
-            words += _WORD.findall(piece)
-        else:
-            for part in piece.translate(_GAPS).split():
-                if part.isalpha() or part.isdecimal():
-                    words.append(part)
-                else:
-                    words += _WORD.findall(part)
+        words += parts(runs(piece))
         at = end if end >= 0 else len(text)
     return words[:_MOST_WORDS]
 
@@ -124,9 +115,7 @@ def _is_option(line: str) -> bool:
     return len(start) == 3 and start[0] in "ABCDE" and start[1] in ".)" and start[2].isspace()
 
 
-@lru_cache(maxsize=1 << 13)
-def _word_slot(word: str) -> int:
-    return len(_NAMED) + zlib.crc32(word.encode(), _WORD_START) % (_BUCKETS - len(_NAMED))
+_WORD_SLOTS = Slots(lambda word: len(_NAMED) + zlib.crc32(word.encode(), _WORD_START) % (_BUCKETS - len(_NAMED)))
 
 
 def _hashed(text: str) -> int:

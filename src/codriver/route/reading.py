@@ -10,21 +10,35 @@ import math
 import re
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
 
 from codriver.core.messages import ChatRequest
 
+from .words import Slots, parts, runs
+
 READING = 1
 BUCKETS = 512
+_LONG = 8
 _MOST_CHARS = 2400
 # Tokens of the sentence embedder, by estimate: it takes 3 ms, and 0.2 ms more for each, on one core.
 _EMBEDDED_TOKENS = 24
 _PIECE = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
 _OPTION = re.compile(r"(?m)^\s*\(?[A-J][.)]\s+(.*)$")
-_MATHS = frozenset("=+^*/\\<>|∫∑√π≤≥×÷°{}$")
-_ASKS = re.compile(r"\b(what|which|who|when|where|why|how many|how much|how)\b")
-_TURNS = re.compile(r"\b(not|except|least|most|best|false|incorrect|never|without|unless)\b")
-_STEPS = re.compile(r"\b(each|every|per|total|remaining|left|twice|half|third|more than|less than|if|then|percent)\b")
+_MATHS = "∫∑√π≤≥×÷°"
+_MATHS_BYTES = b"=+^*/\\<>|{}$"
+_SENTENCE = re.compile(r"[.!?](?:\s|$)")
+_CAPITALS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ASKS, _TURNS, _STEPS = range(3)
+_TELLING = {
+    **dict.fromkeys(("what", "which", "who", "when", "where", "why", "how"), _ASKS),
+    **dict.fromkeys(
+        ("not", "except", "least", "most", "best", "false", "incorrect", "never", "without", "unless"), _TURNS
+    ),
+    **dict.fromkeys(
+        ("each", "every", "per", "total", "remaining", "left", "twice", "half", "third", "if", "then", "percent"),
+        _STEPS,
+    ),
+}
+_THAN = re.compile(r"\b(?:more|less) than\b")
 
 FORMS = (
     "length", "stem_length", "words", "sentences", "digits", "numbers", "largest_number", "maths", "options",
@@ -35,13 +49,18 @@ FORMS = (
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """``start``: what the sentence embedder reads; ``forms``: one number per name in ``FORMS``; ``words``: bucket →
+    """``stem``: the question without its options; ``forms``: one number per name in ``FORMS``; ``words``: bucket →
     weight, of unit length together.
     """
 
-    start: str
+    stem: str
     forms: tuple[float, ...]
     words: dict[int, float]
+
+    @property
+    def start(self) -> str:
+        """What the sentence embedder reads."""
+        return _start(self.stem.strip())
 
 
 def asked(request: ChatRequest) -> str:
@@ -59,36 +78,39 @@ def read(request: ChatRequest) -> Reading:
 
 def read_text(text: str, schema: bool = False, tools: bool = False) -> Reading:
     text = text[:_MOST_CHARS].removesuffix("\nAnswer:")
-    options = _OPTION.findall(text)
-    first = _OPTION.search(text)
-    stem = text[: first.start()] if first is not None and len(options) >= 2 else text
-    pieces = _PIECE.findall(text.lower())
-    words = [piece for piece in pieces if piece.isalnum()]
-    letters = [word for word in words if not word.isdecimal()]
-    numbers = [word for word in words if word.isdecimal()]
-    counted = max(1, len(words))
+    marked = list(_OPTION.finditer(text))
+    options = [match[1] for match in marked]
+    stem = text[: marked[0].start()] if len(marked) >= 2 else text
     lower = stem.lower()
+    asking = runs(lower)
+    # An option begins on a line of its own, so that no word is cut here.
+    words = parts(asking + runs(text[len(stem) :].lower()))
+    numbers = [word for word in words if word.isdecimal()]
+    letters = [word for word in words if not word.isdecimal()] if numbers else words
+    counted = max(1, len(words))
+    told = [_TELLING[run] for run in asking if run in _TELLING]
+    sizes = list(map(len, letters))
     lengths = [len(option) for option in options] or [0]
     mean = sum(lengths) / len(lengths)
     forms = (
         math.log1p(len(text)),
         math.log1p(len(stem)),
         math.log1p(len(words)),
-        math.log1p(len(re.findall(r"[.!?](?:\s|$)", stem))),
+        math.log1p(len(_SENTENCE.findall(stem))),
         sum(map(len, numbers)) / max(1, len(text)) * 10,
         math.log1p(len(numbers)),
         math.log1p(max((float(number[:9]) for number in numbers), default=0.0)) / 5,
-        math.log1p(sum(map(text.count, _MATHS))),
+        math.log1p(_count(text, _MATHS_BYTES, _MATHS)),
         len(options) / 5,
         math.log1p(mean),
-        sum(any(map(str.isdigit, option)) for option in options) / max(1, len(options)),
+        sum(map(_has_digit, options)) / max(1, len(options)),
         math.log1p(max(lengths) - min(lengths)),
-        sum(len(word) > 8 for word in letters) / counted * 4,
-        sum(map(len, letters)) / max(1, len(letters)) / 5,
-        sum(map(str.isupper, stem)) / max(1, len(stem)) * 10,
-        math.log1p(len(_ASKS.findall(lower))),
-        math.log1p(len(_TURNS.findall(lower))),
-        math.log1p(len(_STEPS.findall(lower))),
+        sum(map(_LONG.__lt__, sizes)) / counted * 4,
+        sum(sizes) / max(1, len(letters)) / 5,
+        (_count(stem, _CAPITALS) if stem.isascii() else sum(map(str.isupper, stem))) / max(1, len(stem)) * 10,
+        math.log1p(told.count(_ASKS)),
+        math.log1p(told.count(_TURNS)),
+        math.log1p(told.count(_STEPS) + (len(_THAN.findall(lower)) if " than" in lower else 0)),
         float("__" in stem),
         math.log1p(stem.count('"') + stem.count("“")),
         math.log1p(stem.count(",")),
@@ -99,7 +121,18 @@ def read_text(text: str, schema: bool = False, tools: bool = False) -> Reading:
         float("statement" in lower),
         math.log1p(stem.count("?")),
     )
-    return Reading(_start(stem.strip()), forms, _hashed(words))
+    return Reading(stem, forms, _hashed(words))
+
+
+def _count(text: str, ascii: bytes, others: str = "") -> int:
+    """How often one of the characters is in it. (Bytes of other characters are above ASCII's in UTF-8.)"""
+    data = text.encode(errors="surrogatepass")
+    found = len(data) - len(data.translate(None, ascii))
+    return found if text.isascii() else found + sum(map(text.count, others))
+
+
+def _has_digit(text: str) -> bool:
+    return any(map(str.isdigit, text))
 
 
 def _start(text: str) -> str:
@@ -113,14 +146,8 @@ def _start(text: str) -> str:
 
 
 def _hashed(words: list[str]) -> dict[int, float]:
-    found: dict[int, float] = {}
-    for word in words[:160]:
-        slot = _slot(word)
-        found[slot] = 1.0
-    scale = 1.0 / math.sqrt(len(found) or 1)
-    return {slot: value * scale for slot, value in found.items()}
+    slots = dict.fromkeys(map(_SLOTS.__getitem__, words[:160]))
+    return dict.fromkeys(slots, 1.0 / math.sqrt(len(slots) or 1))
 
 
-@lru_cache(maxsize=1 << 13)
-def _slot(word: str) -> int:
-    return zlib.crc32(("w:" + word).encode()) % BUCKETS
+_SLOTS = Slots(lambda word: zlib.crc32(("w:" + word).encode()) % BUCKETS)
