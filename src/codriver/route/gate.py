@@ -11,6 +11,7 @@ from codriver.core.messages import ChatChunk, ChatRequest
 from codriver.core.plan import Gate
 
 from .quality import Draft, Features, Quality
+from .tangle import is_tangled
 
 Verdict = Literal["wait", "accept", "reject"]
 # A client's pattern is matched in linear time, or, where it looks around or back, with so many steps back.
@@ -75,9 +76,11 @@ def satisfies(text: str, request: ChatRequest) -> bool:
         return False
     if wants.type == "json_object" or wants.json_schema is None:
         return isinstance(value, dict)
+    if is_tangled(wants.json_schema.schema, value):
+        return True
     try:
         schema = jsonschema_rs.validator_for(wants.json_schema.schema, pattern_options=_PATTERNS, offline=True)
         return schema.is_valid(value)
     except ValueError:
-        # The schema itself is broken: the engine that took it decides, not the draft's judge.
+        # The schema itself is broken: as with a tangled one, the engine that took it decides, not the draft's judge.
         return True

@@ -104,3 +104,79 @@ def test_json_object_and_no_format() -> None:
     assert not satisfies("[1]", asked(kind="json_object"))
     assert satisfies("anything", ChatRequest())
     assert satisfies("anything", asked(kind="text"))
+
+
+def in_pairs(depth: int) -> dict[str, Any]:
+    """References in pairs: 2 to the ``depth`` ways."""
+    steps: dict[str, Any] = {
+        f"a{level}": {"anyOf": [{"$ref": f"#/$defs/a{level + 1}"}, {"$ref": f"#/$defs/a{level + 1}"}]}
+        for level in range(depth)
+    }
+    return {"$defs": steps | {f"a{depth}": {"type": "string"}}, "$ref": "#/$defs/a0"}
+
+
+def everyone_knows_everyone(count: int) -> dict[str, Any]:
+    names = [f"a{number}" for number in range(count)]
+    knows = [{"$ref": f"#/$defs/{name}"} for name in names]
+    return {"$defs": {name: {"oneOf": knows} for name in names}, "oneOf": knows}
+
+
+def in_layers(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"properties": {"a": {}}}
+    for _ in range(depth):
+        schema = {"unevaluatedProperties": False, "allOf": [schema, True]}
+    return schema
+
+
+def doubled_by_depth() -> dict[str, Any]:
+    """Twice as many ways for each level of the value."""
+    inner = {"properties": {"x": {"$ref": "#"}}, "minProperties": 1}
+    return {"oneOf": [inner, inner, {"const": 0}]}
+
+
+def nested(depth: int) -> str:
+    return '{"x":' * depth + "1" + "}" * depth
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        pytest.param(in_pairs(60), "3", id="references in pairs"),
+        pytest.param(everyone_knows_everyone(16), "3", id="all ways through a crowd"),
+        pytest.param(in_layers(40), '{"a": 1}', id="unevaluated in layers"),
+        pytest.param(doubled_by_depth(), nested(60), id="doubled with the value's depth"),
+        pytest.param({"items": {"$ref": "#"}}, "[" * 20_000 + "]" * 20_000, id="too deep to read"),
+    ],
+)
+def test_no_schema_holds_up_the_vehicle(schema: dict[str, Any], text: str) -> None:
+    # A check without the bound would outlast the test's own patience by years.
+    assert satisfies(text, asked(schema)) is (text[0] != "[")
+
+
+@pytest.mark.parametrize(
+    ("schema", "good"),
+    [
+        (
+            {"properties": {"children": {"type": "array", "items": {"$ref": "#"}}}, "required": ["name"]},
+            '{"name": "a", "children": [{"name": "b"}]}',
+        ),
+        (
+            {
+                "$defs": {"n ~/": {"type": "integer"}},
+                "properties": {"children": {"items": {"$ref": "#/$defs/n%20~0~1"}}},
+            },
+            '{"children": [1]}',
+        ),
+        (
+            {
+                "$defs": {"a": {"properties": {"name": {}}}},
+                "allOf": [{"$ref": "#/$defs/a"}],
+                "unevaluatedProperties": False,
+            },
+            '{"name": 1}',
+        ),
+    ],
+)
+def test_a_schema_with_references_judges_as_any_other(schema: dict[str, Any], good: str) -> None:
+    assert satisfies(good, asked(schema))
+    assert not satisfies('{"children": [{"name": "b", "children": [{}]}]}', asked(schema))
