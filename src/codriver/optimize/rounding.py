@@ -1,0 +1,99 @@
+"""Writing a model with other types, each tensor rounded as well as is known how, never more than fits in memory.
+
+Second-order rounding follows what it saw of the inputs, and with little text it follows it too far: so a part of the
+windows is kept back, and a tensor is rounded to second order only where that loses less on those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .calibrate import Inputs, read_inputs
+from .evaluate import Run
+from .ggml import Bytes, dequantise, quantise
+from .gguf_file import GgufFile, rewrite
+from .gptq import output_loss, round_second_order
+
+GUESSED = 1024  # llama.cpp's ``llama_ftype`` for a file whose types follow no name
+_MOMENT_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the inputs are read from: ``fit`` is rounded by, ``held`` decides. ``windows`` of each."""
+
+    fit: str
+    held: str
+    windows: int
+    held_windows: int
+
+
+@dataclass
+class Rounder:
+    """Gives each tensor's bytes in the file's order; ``how`` remembers which way each was rounded."""
+
+    reference: GgufFile
+    kinds: Mapping[str, str]
+    text: Text
+    run: Callable[[str], Run]
+    how: dict[str, str] = field(default_factory=dict)
+    _fit: Inputs = field(default_factory=Inputs)
+    _held: Inputs = field(default_factory=Inputs)
+    _known: frozenset[str] = frozenset()
+
+    def data(self, name: str) -> Bytes:
+        kind, weights = self.kinds[name], self.reference.weights(self.reference[name])
+        if name not in self._known:
+            self._read_from(name)
+        if name not in self._fit:
+            self.how[name] = "nearest"
+            return quantise(kind, weights)
+        moment, held = self._fit.moment(name), self._held.moment(name)
+        nearest = quantise(kind, weights, self._fit.importance(name))
+        second = round_second_order(kind, weights, moment)
+        lost = [output_loss(weights, dequantise(kind, made, weights.shape), held) for made in (nearest, second)]
+        self.how[name] = "second order" if lost[1] < lost[0] else "nearest"
+        return second if lost[1] < lost[0] else nearest
+
+    def _read_from(self, name: str) -> None:
+        """Read the inputs of ``name`` and of as many tensors behind it as there is memory for."""
+        self._fit, self._held = Inputs(), Inputs()
+        names = [tensor.name for tensor in self.reference if tensor.name in self.kinds]
+        batch: list[str] = []
+        room = _MOMENT_BYTES
+        for one in names[names.index(name) :]:
+            # Of both texts; too much where matrices share an input, never too little.
+            room -= 2 * 4 * self.reference[one].shape[0] ** 2
+            if batch and room < 0:
+                break
+            batch.append(one)
+        self._known = frozenset(batch)
+        path, text, wanted = self.reference.path, self.text, self._known.__contains__
+        told = f"reads what goes into {len(batch)} matrices"
+        self._fit = read_inputs(path, text.fit, text.windows, self.run(told), wanted)
+        self._held = read_inputs(path, text.held, text.held_windows, self.run(f"{told}, kept back"), wanted)
+
+
+def write_rounded(target: Path, rounder: Rounder, told: Mapping[str, str | int]) -> None:
+    """Errors: those of ``rewrite`` and ``read_inputs``."""
+    rewrite(
+        rounder.reference,
+        target,
+        rounder.kinds,
+        lambda tensor: rounder.data(tensor.name),
+        {"general.file_type": GUESSED, **told},
+    )
+
+
+def write_reference(source: GgufFile, target: Path, kind: str) -> None:
+    """The file's weights as they are, in a plain type: what its quantisations are compared with."""
+    kinds = {tensor.name: kind for tensor in source if tensor.type not in ("F32", kind) and len(tensor.shape) > 1}
+    rewrite(
+        source,
+        target,
+        kinds,
+        lambda tensor: quantise(kind, source.weights(tensor)),
+        {"general.file_type": {"F32": 0, "F16": 1}[kind]},
+    )
