@@ -6,14 +6,16 @@ file that is not complete never has its name.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from codriver.core.errors import BadModelFile
+from codriver.core.errors import BadModelFile, DiskFull
 from codriver.core.gguf import GgufHeader, GgufTensor, read_header
 
 from .ggml import NUMBERS, Bytes, Floats, block, dequantise, size_bytes
@@ -57,50 +59,56 @@ class GgufFile:
         return dequantise(tensor.type, self.raw(tensor), (tensor.weights // max(1, width), width))
 
 
-def rewrite(
-    source: GgufFile,
-    target: Path,
-    kinds: Mapping[str, str],
-    data: Callable[[GgufTensor], Bytes],
-    told: Mapping[str, str | int],
-) -> None:
-    """Write ``source`` to ``target`` with the tensors in ``kinds`` as those types; ``data`` gives their bytes.
+@dataclass(frozen=True)
+class Changes:
+    """``kinds``: the tensors whose type changes. ``told``: metadata that is set or added; of a pair that is there
+    already only a number can be set. ``dropped``: tensors that are left out.
+    """
 
-    ``told``: metadata that is set or added; of a pair that is there already only a number can be set. Errors:
-    :class:`BadModelFile` when ``data`` gives another number of bytes than the type has; ``OSError`` of a full disk.
+    kinds: Mapping[str, str]
+    told: Mapping[str, str | int] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+
+
+def rewrite(source: GgufFile, target: Path, changes: Changes, data: Callable[[GgufTensor], Bytes]) -> None:
+    """Write ``source`` to ``target`` with ``changes``; ``data`` gives the bytes of a tensor of another type.
+
+    Errors: :class:`BadModelFile` when ``data`` gives another number of bytes than the type has; :class:`DiskFull`.
     """
     part = target.with_name(target.name + ".part")
     try:
         with part.open("wb") as file:
-            _write(source, file.write, kinds, data, told)
+            _write(source, file.write, changes, data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"There is no room for {target}; nothing of it was kept.") from error
+        raise
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
 def _write(
-    source: GgufFile,
-    write: Callable[[bytes], object],
-    kinds: Mapping[str, str],
-    data: Callable[[GgufTensor], Bytes],
-    told: Mapping[str, str | int],
+    source: GgufFile, write: Callable[[bytes], object], changes: Changes, data: Callable[[GgufTensor], Bytes]
 ) -> None:
-    header = source.header
-    pairs = _pairs(source, {key: value for key, value in told.items() if key in header.value_at})
-    new = {key: value for key, value in told.items() if key not in header.value_at}
+    header, kinds = source.header, changes.kinds
+    kept = [tensor for tensor in source if tensor.name not in changes.dropped]
+    pairs = _pairs(source, {key: value for key, value in changes.told.items() if key in header.value_at})
+    new = {key: value for key, value in changes.told.items() if key not in header.value_at}
     added = b"".join(_pair(key, value) for key, value in new.items())
     infos, at = b"", 0
-    for tensor in source:
+    for tensor in kept:
         kind = kinds.get(tensor.name, tensor.type)
         infos += _text(tensor.name) + struct.pack("<I", len(tensor.shape))
         infos += struct.pack(f"<{len(tensor.shape)}QIQ", *tensor.shape, NUMBERS[kind], at)
         at += _padded(size_bytes(kind, tensor.weights), header.alignment)
-    head = struct.pack("<IIQQ", 0x46554747, 3, len(header.tensors), header.pairs + len(new)) + pairs + added + infos
+    head = struct.pack("<IIQQ", 0x46554747, 3, len(kept), header.pairs + len(new)) + pairs + added + infos
     write(head + bytes(-len(head) % header.alignment))
-    for tensor in source:
+    for tensor in kept:
         kind = kinds.get(tensor.name, tensor.type)
         content = data(tensor) if tensor.name in kinds else source.raw(tensor)
         wanted = size_bytes(kind, tensor.weights)

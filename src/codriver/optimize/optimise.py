@@ -21,7 +21,7 @@ from codriver.core.errors import BadConfigValue, RequirementMissed
 from codriver.core.gguf import GgufTensor
 
 from .allocate import Choice, allocate
-from .calibrate import read_inputs
+from .calibrate import LEAST_WINDOWS, read_inputs
 from .evaluate import WINDOW, Fit, Progress, Run, evaluate, pieces_of
 from .gguf_file import GgufFile, fits
 from .latency import measure as measure_latency
@@ -71,6 +71,7 @@ class Optimisation:
             raise BadConfigValue(f"The folder {out} is not empty; name another one.", param="out")
         self._work = out.with_name(out.name + ".work")
         self._work.mkdir(parents=True, exist_ok=True)
+        self._refuse_short()
         weights = sum(tensor.weights for tensor in self._source)
         self._reference = self._made_reference("F32" if weights <= _SMALL_WEIGHTS else "F16")
 
@@ -110,7 +111,17 @@ class Optimisation:
         """The calibration text: most of it to round by, its end to decide by."""
         text, settings = self._settings.calibration, self._settings
         cut = len(text) * 4 // 5
-        return Text(text[:cut], text[cut:], settings.windows, max(4, settings.windows // 4))
+        return Text(text[:cut], text[cut:], settings.windows, max(LEAST_WINDOWS, settings.windows // 4))
+
+    def _refuse_short(self) -> None:
+        """Before anything long begins. Errors: :class:`BadConfigValue`."""
+        with LlamaModel(self._source.path) as model:
+            found, needed = len(model.tokens(self._texts().held)), LEAST_WINDOWS * WINDOW
+        if found < needed:
+            raise BadConfigValue(
+                f"The calibration text is too short: its last fifth has {found} tokens, and {needed} are needed.",
+                param="calibration",
+            )
 
     def _options(self) -> dict[str, list[Choice]]:
         """Each tensor's types with bytes and expected KL; kept between runs."""

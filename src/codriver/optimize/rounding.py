@@ -13,9 +13,10 @@ from pathlib import Path
 from .calibrate import Inputs, read_inputs
 from .evaluate import Run
 from .ggml import Bytes, dequantise, quantise
-from .gguf_file import GgufFile, rewrite
+from .gguf_file import Changes, GgufFile, rewrite
 from .gptq import output_loss, round_second_order
 
+_FILE_TYPE = "general.file_type"
 GUESSED = 1024  # llama.cpp's ``llama_ftype`` for a file whose types follow no name
 _MOMENT_BYTES = 2_000_000_000
 
@@ -78,22 +79,12 @@ class Rounder:
 
 def write_rounded(target: Path, rounder: Rounder, told: Mapping[str, str | int]) -> None:
     """Errors: those of ``rewrite`` and ``read_inputs``."""
-    rewrite(
-        rounder.reference,
-        target,
-        rounder.kinds,
-        lambda tensor: rounder.data(tensor.name),
-        {"general.file_type": GUESSED, **told},
-    )
+    changes = Changes(rounder.kinds, {_FILE_TYPE: GUESSED, **told})
+    rewrite(rounder.reference, target, changes, lambda tensor: rounder.data(tensor.name))
 
 
 def write_reference(source: GgufFile, target: Path, kind: str) -> None:
-    """The file's weights as they are, in a plain type: what its quantisations are compared with."""
+    """The file's weights as they are, in a plain type (F32, F16): what its quantisations are compared with."""
     kinds = {tensor.name: kind for tensor in source if tensor.type not in ("F32", kind) and len(tensor.shape) > 1}
-    rewrite(
-        source,
-        target,
-        kinds,
-        lambda tensor: quantise(kind, source.weights(tensor)),
-        {"general.file_type": {"F32": 0, "F16": 1}[kind]},
-    )
+    changes = Changes(kinds, {_FILE_TYPE: {"F32": 0, "F16": 1}[kind]})
+    rewrite(source, target, changes, lambda tensor: quantise(kind, source.weights(tensor)))
