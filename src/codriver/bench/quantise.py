@@ -64,7 +64,7 @@ def _measure(model: Path, folder: Path, sizes: Sizes, kinds: Sequence[str]) -> l
     write_reference(source, reference, "F32" if sum(t.weights for t in source) <= 5e8 else "F16")
     inputs = read_inputs(reference, train, sizes.windows, Run(_THREADS), lambda name: False)
     names = [t.name for t in source if t.name in inputs]
-    np.savez(importance, **{name: inputs.importance(name) for name in names})
+    np.savez(importance, **{name: inputs.importance(name) for name in names})  # type: ignore[arg-type]
     rows = _rows("shipped file", model.stem, model, evaluate(model, reference, test, sizes.judged, Run(_THREADS)))
     settings = Settings(train, test, sizes.windows, sizes.judged, threads=_THREADS)
     work = folder / "ours.work"

@@ -6,6 +6,7 @@ is missed).
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -23,7 +24,7 @@ from rich.table import Table
 from codriver.catalogue import Store
 from codriver.core.artifact import MANIFEST, load_artifact
 from codriver.core.config import load
-from codriver.core.errors import BadConfigValue, MissingFile
+from codriver.core.errors import BadConfigValue, MissingExtra, MissingFile
 
 from ..settings import VehicleConfig
 
@@ -60,6 +61,7 @@ def optimise(
     threads: Threads = _THREADS,
 ) -> None:
     """Make an artifact of MODEL that meets what is required; exit code 3 with the nearest where none does."""
+    _need_numpy()
     from codriver.optimize.optimise import Optimisation, Settings
     from codriver.optimize.requirement import parse_requirements
 
@@ -138,6 +140,7 @@ def evaluate(
     threads: Threads = _THREADS,
 ) -> None:
     """Perplexity, KL to a reference, time to the first token, tokens a second and memory of the file itself."""
+    _need_numpy()
     from codriver.optimize.evaluate import Run
     from codriver.optimize.evaluate import evaluate as score
     from codriver.optimize.latency import measure
@@ -168,6 +171,11 @@ def compare(
             values |= {one.metric: one.value for one in load_artifact(Path(model)).card}
         told.append((model, values))
     _cards(told)
+
+
+def _need_numpy() -> None:
+    if importlib.util.find_spec("numpy") is None:
+        raise MissingExtra("Weights are rounded and scored with NumPy: pip install 'codriver[optimize]'.")
 
 
 def _cards(told: list[tuple[str, dict[str, float]]]) -> None:
