@@ -39,7 +39,9 @@ Told = Callable[[str], Progress]
 
 @dataclass(frozen=True)
 class Settings:
-    """``windows``: of 512 tokens, for calibration; a quarter as many are kept back, and ``judged`` are scored."""
+    """``windows``: of 512 tokens, for calibration; a quarter as many are kept back. ``sensed`` tell what the model
+    suffers, ``judged`` are scored. ``kinds``: the types that may be chosen.
+    """
 
     calibration: str
     scored: str
@@ -47,6 +49,7 @@ class Settings:
     judged: int = 20
     sensed: int = 2
     bands: int = 5
+    kinds: tuple[str, ...] = KINDS
     threads: int = 2
     runs: int = 5
 
@@ -140,7 +143,7 @@ class Optimisation:
             self._reference, inputs, groups_of(matrices, settings.bands), pieces,
             self._run("sees what the model suffers"),
         )  # fmt: skip
-        found = choices(self._reference, inputs, groups, KINDS)
+        found = choices((self._source, self._reference), inputs, groups, settings.kinds, settings.threads)
         part = file.with_suffix(".part")
         part.write_bytes(msgspec.json.encode(found))
         part.replace(file)
@@ -149,8 +152,9 @@ class Optimisation:
     def _key(self) -> str:
         settings = self._settings
         source = self._source.path
-        asked = (str(source.absolute()), source.stat().st_size, settings.windows, settings.sensed, settings.bands)
-        return hashlib.sha256(repr((asked, settings.calibration)).encode()).hexdigest()[:16]
+        sizes = (source.stat().st_size, settings.windows, settings.sensed, settings.bands)
+        asked = (str(source.absolute()), sizes, settings.kinds, settings.calibration)
+        return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
 
     def _reference_values(self) -> dict[str, float]:
         fit = self._fit(self._reference.path, "scores the reference")
@@ -177,7 +181,7 @@ class Optimisation:
     ) -> Trial:  # fmt: skip
         chosen = allocate(options, budget)
         file = self._work / f"trial-{number}.gguf"
-        rounder = Rounder(self._reference, chosen.kinds, self._texts(), self._run)
+        rounder = Rounder(self._source, self._reference, chosen.kinds, self._texts(), self._run)
         self._told(f"rounds to {chosen.size_bytes / 1e6:.1f} MB")
         write_rounded(file, rounder, {"codriver.rounded": f"{len(rounder.how)} tensors"})
         fit = self._fit(file, "scores it")

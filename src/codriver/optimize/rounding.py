@@ -33,8 +33,11 @@ class Text:
 
 @dataclass
 class Rounder:
-    """Gives each tensor's bytes in the file's order; ``how`` remembers which way each was rounded."""
+    """Gives each tensor's bytes in the file's order; ``how`` remembers which way each was rounded. One that already has
+    its type in ``source`` keeps its bytes.
+    """
 
+    source: GgufFile
     reference: GgufFile
     kinds: Mapping[str, str]
     text: Text
@@ -45,7 +48,11 @@ class Rounder:
     _known: frozenset[str] = frozenset()
 
     def data(self, name: str) -> Bytes:
-        kind, weights = self.kinds[name], self.reference.weights(self.reference[name])
+        kind = self.kinds[name]
+        if kind == self.source[name].type:
+            self.how[name] = "as it was"
+            return self.source.raw(self.source[name])
+        weights = self.reference.weights(self.reference[name])
         if name not in self._known:
             self._read_from(name)
         if name not in self._fit:
@@ -61,7 +68,7 @@ class Rounder:
     def _read_from(self, name: str) -> None:
         """Read the inputs of ``name`` and of as many tensors behind it as there is memory for."""
         self._fit, self._held = Inputs(), Inputs()
-        names = [tensor.name for tensor in self.reference if tensor.name in self.kinds]
+        names = [tensor.name for tensor in self.source if self.kinds.get(tensor.name, tensor.type) != tensor.type]
         batch: list[str] = []
         room = _MOMENT_BYTES
         for one in names[names.index(name) :]:

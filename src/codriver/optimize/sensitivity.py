@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,20 +80,27 @@ def measure(
 
 
 def choices(
-    reference: GgufFile, inputs: Inputs, groups: Iterable[Group], kinds: Sequence[str]
+    files: tuple[GgufFile, GgufFile], inputs: Inputs, groups: Iterable[Group], kinds: Sequence[str], threads: int
 ) -> dict[str, list[Choice]]:
-    """For each tensor of the groups what each type that fits takes, and the KL that it is expected to cost."""
-    found: dict[str, list[Choice]] = {}
-    for group in groups:
-        for name in group.names:
-            tensor = reference[name]
-            weights, importance = reference.weights(tensor), inputs.importance(name)
-            found[name] = []
-            for kind in (kind for kind in kinds if fits(kind, tensor)):
-                rounded = dequantise(kind, quantise(kind, weights, importance), weights.shape)
-                error = output_error(weights, rounded, importance)
-                found[name].append(Choice(kind, size_bytes(kind, tensor.weights), group.slope * error))
-    return found
+    """For each tensor of the groups what each type that fits takes, and the KL that it is expected to cost: nothing
+    where it keeps the type that it has in the source. ``files``: source and reference.
+    """
+    source, reference = files
+    slopes = {name: group.slope for group in groups for name in group.names}
+
+    def of(name: str) -> list[Choice]:
+        tensor = reference[name]
+        weights, importance = reference.weights(tensor), inputs.importance(name)
+        found = []
+        for kind in (kind for kind in kinds if fits(kind, tensor)):
+            rounded = dequantise(kind, quantise(kind, weights, importance), weights.shape)
+            error = output_error(weights, rounded, importance) if kind != source[name].type else 0.0
+            found.append(Choice(kind, size_bytes(kind, tensor.weights), slopes[name] * error))
+        return found
+
+    # ggml works outside of Python's lock.
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(slopes, pool.map(of, slopes), strict=True))
 
 
 def _round_in(copy: Path, reference: GgufFile, inputs: Inputs, tensor: GgufTensor) -> float:
@@ -107,8 +115,3 @@ def _put(copy: Path, tensor: GgufTensor, data: bytes) -> None:
     with copy.open("r+b") as file:
         file.seek(tensor.offset)
         file.write(data)
-
-
-def sizes(tensors: Iterable[GgufTensor], kinds: Mapping[str, str]) -> int:
-    """Bytes that tensors take with the types in ``kinds``, the others as they are."""
-    return sum(size_bytes(kinds.get(t.name, t.type), t.weights) for t in tensors)

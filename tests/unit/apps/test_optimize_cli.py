@@ -77,9 +77,7 @@ def test_what_cannot_be_done_is_told(
 
 def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04" + bytes(100))
-    with pytest.raises(
-        BadModelFile, match=r"x\.gguf is not a usable GGUF file: it does not begin with"
-    ):
+    with pytest.raises(BadModelFile, match=r"x\.gguf is not a usable GGUF file: it does not begin with"):
         RUN.invoke(app, ["optimize", "inspect", str(tmp_path / "x.gguf")], catch_exceptions=False)
 
 
