@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready.stamp
 RIVALS := $(VENV)/rivals
 RIVALS_READY := $(VENV)/rivals.stamp
-PORTKEY_VERSION := 1.15.2
-PORTKEY_READY := $(if $(shell command -v node && command -v npm),$(VENV)/portkey.stamp)
+# A gateway, and llama.cpp's own quantisation, which its wheel leaves out.
+NPM_RIVALS := @portkey-ai/gateway@1.15.2 @node-llama-cpp/linux-x64@3.22.1
+NPM_READY := $(if $(shell command -v node && command -v npm),$(VENV)/npm.stamp)
 LOCKER := $(VENV)/locker
 UV_VERSION := 0.13.8
 ARGS ?=
@@ -65,13 +66,13 @@ $(RIVALS_READY): requirements/rivals.lock $(READY)
 	@touch $@
 
 # Only where there is node; a bench runs without it.
-$(VENV)/portkey.stamp: $(RIVALS_READY)
-	npm install --silent --no-audit --no-fund --no-save --prefix $(RIVALS) @portkey-ai/gateway@$(PORTKEY_VERSION) \
-		&& touch $@ || echo "Portkey could not be installed: its rows will say so." >&2
+$(VENV)/npm.stamp: $(RIVALS_READY)
+	npm install --silent --no-audit --no-fund --no-save --prefix $(RIVALS) $(NPM_RIVALS) \
+		&& touch $@ || echo "Rivals of npm could not be installed: their rows will say so." >&2
 
 # A bench finds its rivals in $CODRIVER_RIVALS and says which one it had to leave out.
 # LiteLLM would otherwise fetch its price list from the network at every start.
-bench: $(READY) $(RIVALS_READY) $(PORTKEY_READY)
+bench: $(READY) $(RIVALS_READY) $(NPM_READY)
 	LITELLM_LOCAL_MODEL_COST_MAP=True CODRIVER_RIVALS=$(abspath $(RIVALS)) $(BIN)/codriver bench all --quick $(ARGS)
 
 docs: $(READY)

@@ -16,7 +16,7 @@
         ├── UnknownConfigKey    BadConfigValue      MissingFile          MissingExtra
         ├── UnknownEntry        ChecksumMismatch    SourceUnavailable    DiskFull
         ├── PortInUse           CertificateError    NoCloudConfigured    ChildDied
-        └── BadModelFile
+        └── BadModelFile        RequirementMissed
 
 Each class has a stable ``code``, an HTTP ``status``, a ``retryable`` flag and a page section in
 ``docs/errors.md``. The message is the public sentence: it never holds a request's text or a secret.
@@ -235,6 +235,13 @@ class BadModelFile(SetupError):
     """A model file that exists and cannot be loaded: no model, cut, damaged, or of an unknown version."""
 
     code = "bad_model_file"
+
+
+class RequirementMissed(SetupError):
+    """No artifact that was made meets what was required; the nearest is kept."""
+
+    code = "requirement_missed"
+    exit_code = 3
 
 
 class SourceUnavailable(SetupError):

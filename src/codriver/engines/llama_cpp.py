@@ -25,9 +25,9 @@ from codriver.core.clock import SYSTEM_CLOCK, Clock
 from codriver.core.deadline import Deadline
 from codriver.core.engine import Capability, EngineCard, Health, Price, TextOnly
 from codriver.core.errors import BadConfigValue, EngineDied, EngineUnavailable, MissingFile
+from codriver.core.gguf import read_header
 from codriver.core.messages import ChatChunk, ChatRequest, Delta, Message, Tool
 
-from .gguf_header import read_header
 from .llama_cpp_calls import BareCallReader
 from .llama_cpp_config import LlamaCppConfig
 from .llama_cpp_keep import Keeper

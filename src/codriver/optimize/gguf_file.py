@@ -1,0 +1,153 @@
+"""Reading the weights of a GGUF file tensor by tensor, and writing it again with other types.
+
+The rules kept: never more than one tensor in memory; what a file says besides its weights is copied byte for byte; a
+file that is not complete never has its name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from codriver.core.errors import BadModelFile, DiskFull
+from codriver.core.gguf import GgufHeader, GgufTensor, read_header
+
+from .ggml import NUMBERS, Bytes, Floats, block, dequantise, size_bytes
+
+_STRING = 8
+
+
+class GgufFile:
+    """``header`` says what is in it. Errors: those of ``read_header``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header: GgufHeader = read_header(path)
+        self._by_name = {tensor.name: tensor for tensor in self.header.tensors}
+
+    def __getitem__(self, name: str) -> GgufTensor:
+        return self._by_name[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[GgufTensor]:
+        return iter(self.header.tensors)
+
+    def raw(self, tensor: GgufTensor) -> Bytes:
+        """The tensor's bytes. Errors: :class:`BadModelFile` for a type whose size is not known."""
+        if tensor.type not in NUMBERS:
+            raise BadModelFile(
+                f"The tensor '{tensor.name}' of {self.path} has a type that is not known: {tensor.type}."
+            )
+        with self.path.open("rb") as file:
+            file.seek(tensor.offset)
+            data = np.fromfile(file, np.uint8, tensor.size_bytes)
+        if len(data) != tensor.size_bytes:
+            raise BadModelFile(f"The file {self.path} ends within its tensor '{tensor.name}'.")
+        return data
+
+    def weights(self, tensor: GgufTensor) -> Floats:
+        """As float32 (rows, width); tensors of more dimensions have all but the last of them as rows."""
+        width = tensor.shape[0] if tensor.shape else 1
+        return dequantise(tensor.type, self.raw(tensor), (tensor.weights // max(1, width), width))
+
+
+@dataclass(frozen=True)
+class Changes:
+    """``kinds``: the tensors whose type changes. ``told``: metadata that is set or added; of a pair that is there
+    already only a number can be set. ``dropped``: tensors that are left out.
+    """
+
+    kinds: Mapping[str, str]
+    told: Mapping[str, str | int] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+
+
+def rewrite(source: GgufFile, target: Path, changes: Changes, data: Callable[[GgufTensor], Bytes]) -> None:
+    """Write ``source`` to ``target`` with ``changes``; ``data`` gives the bytes of a tensor of another type.
+
+    Errors: :class:`BadModelFile` when ``data`` gives another number of bytes than the type has; :class:`DiskFull`.
+    """
+    part = target.with_name(target.name + ".part")
+    try:
+        with part.open("wb") as file:
+            _write(source, file.write, changes, data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"There is no room for {target}; nothing of it was kept.") from error
+        raise
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _write(
+    source: GgufFile, write: Callable[[bytes], object], changes: Changes, data: Callable[[GgufTensor], Bytes]
+) -> None:
+    header, kinds = source.header, changes.kinds
+    kept = [tensor for tensor in source if tensor.name not in changes.dropped]
+    pairs = _pairs(source, {key: value for key, value in changes.told.items() if key in header.value_at})
+    new = {key: value for key, value in changes.told.items() if key not in header.value_at}
+    added = b"".join(_pair(key, value) for key, value in new.items())
+    infos, at = b"", 0
+    for tensor in kept:
+        kind = kinds.get(tensor.name, tensor.type)
+        infos += _text(tensor.name) + struct.pack("<I", len(tensor.shape))
+        infos += struct.pack(f"<{len(tensor.shape)}QIQ", *tensor.shape, NUMBERS[kind], at)
+        at += _padded(size_bytes(kind, tensor.weights), header.alignment)
+    head = struct.pack("<IIQQ", 0x46554747, 3, len(kept), header.pairs + len(new)) + pairs + added + infos
+    write(head + bytes(-len(head) % header.alignment))
+    for tensor in kept:
+        kind = kinds.get(tensor.name, tensor.type)
+        content = data(tensor) if tensor.name in kinds else source.raw(tensor)
+        wanted = size_bytes(kind, tensor.weights)
+        if content.nbytes != wanted:
+            raise BadModelFile(
+                f"The tensor '{tensor.name}' of {source.path} takes {wanted} bytes as {kind}, and "
+                f"{content.nbytes} were made."
+            )
+        write(content.tobytes())
+        write(bytes(-wanted % header.alignment))
+
+
+def _pairs(source: GgufFile, changed: Mapping[str, str | int]) -> bytes:
+    header = source.header
+    with source.path.open("rb") as file:
+        file.seek(header.pairs_begin)
+        pairs = bytearray(file.read(header.pairs_end - header.pairs_begin))
+    for key, value in changed.items():
+        if not isinstance(value, int) or not isinstance(header.metadata[key], int):
+            raise BadModelFile(f"The metadata '{key}' of {source.path} is not a number that can be set to {value!r}.")
+        struct.pack_into("<I", pairs, header.value_at[key] - header.pairs_begin, value)
+    return bytes(pairs)
+
+
+def _pair(key: str, value: str | int) -> bytes:
+    if isinstance(value, int):
+        return _text(key) + struct.pack("<II", 4, value)
+    return _text(key) + struct.pack("<I", _STRING) + _text(value)
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _padded(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
+
+
+def fits(kind: str, tensor: GgufTensor) -> bool:
+    """True when the tensor's rows are whole numbers of the type's blocks."""
+    return bool(tensor.shape) and tensor.shape[0] % block(kind)[0] == 0

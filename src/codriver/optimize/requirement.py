@@ -1,0 +1,92 @@
+"""What an artifact must reach, in a line: ``ppl<=+3%, size<=110MB, ttft_ms<=300@512``.
+
+A requirement is a metric, ``<=`` or ``>=``, a number with a unit where the metric has one, ``+N%`` where it counts
+against the reference, and ``@N`` where it is of a prompt of N tokens. Sizes: kB, MB, GB are powers of 1000, KiB, MiB,
+GiB of 1024.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from codriver.core.errors import BadConfigValue
+
+_PART = re.compile(r"\s*([a-z_0-9]+?)\s*(<=|>=)\s*(\+?)([0-9]*\.?[0-9]+)\s*(%|[KMG]i?B|kB|B)?\s*(?:@\s*([0-9]+))?\s*")
+_UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# Metric → the direction that makes sense, and what it is.
+METRICS: dict[str, tuple[str, str]] = {
+    "ppl": ("<=", "perplexity"),
+    "kl": ("<=", "mean KL to the reference, in nats per token"),
+    "same_top": (">=", "share of tokens on which it agrees with the reference"),
+    "size": ("<=", "bytes of the file"),
+    "bits": ("<=", "effective bits per weight"),
+    "ttft_ms": ("<=", "time to the first token of a prompt, as in 300@512"),
+    "decode_tps": (">=", "tokens a second while writing"),
+    "rss": ("<=", "memory of the process that has it loaded"),
+}
+_BYTES = ("size", "rss")
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """``relative``: ``limit`` is a share over the reference's value. ``tokens``: the prompt it is of; 0 for none."""
+
+    metric: str
+    at_most: bool
+    limit: float
+    relative: bool = False
+    tokens: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.metric}@{self.tokens}" if self.tokens else self.metric
+
+    def bound(self, reference: Mapping[str, float]) -> float:
+        """The limit as a value. Errors: :class:`BadConfigValue` where the reference has none to compare with."""
+        if not self.relative:
+            return self.limit
+        if self.key not in reference:
+            raise BadConfigValue(f"'{self.metric}' cannot be required in percent: the reference has no such value.")
+        return reference[self.key] * (1 + self.limit if self.at_most else 1 - self.limit)
+
+    def met(self, value: float, reference: Mapping[str, float]) -> bool:
+        bound = self.bound(reference)
+        return value <= bound if self.at_most else value >= bound
+
+    def __str__(self) -> str:
+        number = f"+{100 * self.limit:g}%" if self.relative else f"{self.limit:g}"
+        return f"{self.metric}{'<=' if self.at_most else '>='}{number}{f'@{self.tokens}' if self.tokens else ''}"
+
+
+def parse_requirements(line: str) -> list[Requirement]:
+    """Errors: :class:`BadConfigValue` naming the part, and what it might have been."""
+    return [_parse(part) for part in line.split(",") if part.strip()]
+
+
+def _parse(part: str) -> Requirement:
+    found = _PART.fullmatch(part)
+    if found is None:
+        raise _bad(part, "write a metric, <= or >=, and a number")
+    metric, sense, plus, number, unit, tokens = found.groups()
+    if metric not in METRICS:
+        raise _bad(part, f"there is no metric '{metric}'; known: {', '.join(METRICS)}")
+    if sense != METRICS[metric][0]:
+        raise _bad(part, f"'{metric}' ({METRICS[metric][1]}) takes {METRICS[metric][0]}")
+    if unit == "%":
+        if not plus and sense == "<=":
+            raise _bad(part, f"write {metric}<=+{number}% for a share over the reference")
+        return Requirement(metric, sense == "<=", float(number) / 100, relative=True)
+    if plus:
+        raise _bad(part, "only a share in percent counts against the reference")
+    if (unit is not None) != (metric in _BYTES):
+        raise _bad(part, f"'{metric}' takes {'a unit: B, kB, MB, GB, KiB, MiB or GiB' if unit is None else 'no unit'}")
+    if (tokens is not None) != (metric == "ttft_ms"):
+        raise _bad(part, "a prompt's length (@512) belongs to ttft_ms, and to it alone")
+    scale = _UNITS[unit] if unit is not None else 1
+    return Requirement(metric, sense == "<=", float(number) * scale, tokens=int(tokens or 0))
+
+
+def _bad(part: str, why: str) -> BadConfigValue:
+    return BadConfigValue(f"The requirement '{part.strip()[:80]}' is not valid: {why}.", param="require")

@@ -1,0 +1,97 @@
+"""Writing a model with other types, each tensor rounded as well as is known how, never more than fits in memory.
+
+Second-order rounding follows what it saw of the inputs, and with little text it follows it too far: so a part of the
+windows is kept back, and a tensor is rounded to second order only where that loses less on those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .calibrate import Inputs, read_inputs
+from .evaluate import Run
+from .ggml import Bytes, dequantise, quantise
+from .gguf_file import Changes, GgufFile, rewrite
+from .gptq import output_loss, round_second_order
+
+_FILE_TYPE = "general.file_type"
+GUESSED = 1024  # llama.cpp's ``llama_ftype`` for a file whose types follow no name
+_MOMENT_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the inputs are read from: ``fit`` is rounded by, ``held`` decides. ``windows`` of each."""
+
+    fit: str
+    held: str
+    windows: int
+    held_windows: int
+
+
+@dataclass
+class Rounder:
+    """Gives each tensor's bytes in the file's order; ``how`` remembers which way each was rounded. One that already has
+    its type in ``source`` keeps its bytes.
+    """
+
+    source: GgufFile
+    reference: GgufFile
+    kinds: Mapping[str, str]
+    text: Text
+    run: Callable[[str], Run]
+    how: dict[str, str] = field(default_factory=dict)
+    _fit: Inputs = field(default_factory=Inputs)
+    _held: Inputs = field(default_factory=Inputs)
+    _known: frozenset[str] = frozenset()
+
+    def data(self, name: str) -> Bytes:
+        kind = self.kinds[name]
+        if kind == self.source[name].type:
+            self.how[name] = "as it was"
+            return self.source.raw(self.source[name])
+        weights = self.reference.weights(self.reference[name])
+        if name not in self._known:
+            self._read_from(name)
+        if name not in self._fit:
+            self.how[name] = "nearest"
+            return quantise(kind, weights)
+        moment, held = self._fit.moment(name), self._held.moment(name)
+        nearest = quantise(kind, weights, self._fit.importance(name))
+        second = round_second_order(kind, weights, moment)
+        lost = [output_loss(weights, dequantise(kind, made, weights.shape), held) for made in (nearest, second)]
+        self.how[name] = "second order" if lost[1] < lost[0] else "nearest"
+        return second if lost[1] < lost[0] else nearest
+
+    def _read_from(self, name: str) -> None:
+        """Read the inputs of ``name`` and of as many tensors behind it as there is memory for."""
+        self._fit, self._held = Inputs(), Inputs()
+        names = [tensor.name for tensor in self.source if self.kinds.get(tensor.name, tensor.type) != tensor.type]
+        batch: list[str] = []
+        room = _MOMENT_BYTES
+        for one in names[names.index(name) :]:
+            # Of both texts; too much where matrices share an input, never too little.
+            room -= 2 * 4 * self.reference[one].shape[0] ** 2
+            if batch and room < 0:
+                break
+            batch.append(one)
+        self._known = frozenset(batch)
+        path, text, wanted = self.reference.path, self.text, self._known.__contains__
+        told = f"reads what goes into {len(batch)} matrices"
+        self._fit = read_inputs(path, text.fit, text.windows, self.run(told), wanted)
+        self._held = read_inputs(path, text.held, text.held_windows, self.run(f"{told}, kept back"), wanted)
+
+
+def write_rounded(target: Path, rounder: Rounder, told: Mapping[str, str | int]) -> None:
+    """Errors: those of ``rewrite`` and ``read_inputs``."""
+    changes = Changes(rounder.kinds, {_FILE_TYPE: GUESSED, **told})
+    rewrite(rounder.reference, target, changes, lambda tensor: rounder.data(tensor.name))
+
+
+def write_reference(source: GgufFile, target: Path, kind: str) -> None:
+    """The file's weights as they are, in a plain type (F32, F16): what its quantisations are compared with."""
+    kinds = {tensor.name: kind for tensor in source if tensor.type not in ("F32", kind) and len(tensor.shape) > 1}
+    changes = Changes(kinds, {_FILE_TYPE: {"F32": 0, "F16": 1}[kind]})
+    rewrite(source, target, changes, lambda tensor: quantise(kind, source.weights(tensor)))

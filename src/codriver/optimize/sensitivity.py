@@ -1,0 +1,117 @@
+"""How much does rounding a tensor cost the model? Measured as KL on the reference itself, for a few tensors at a time.
+
+Groups of like tensors (one matrix's in a run of layers) are rounded to a coarse type in a copy of the reference, the
+rest left as it is, and the copy's predictions are compared with the reference's. For small errors KL grows with the
+square of the rounding's effect on the output, and groups add up; so a tensor's expected KL at a type is its group's KL
+per unit of relative output error, times its own error at that type.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from codriver.core.gguf import GgufTensor
+
+from .allocate import Choice
+from .calibrate import Inputs
+from .evaluate import Pieces, Run, compare, predictions
+from .ggml import dequantise, quantise, size_bytes
+from .gguf_file import GgufFile, fits
+from .gptq import output_error
+
+COARSE = ("Q2_K", "Q4_0")  # the first that fits
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_NOISE = 1e-6  # nats: a group that costs less is as good as free, and must not count as nothing at all
+
+
+@dataclass(frozen=True)
+class Group:
+    """``kl`` nats when the group's tensors have the relative output errors that sum up to ``error``."""
+
+    names: tuple[str, ...]
+    error: float
+    kl: float
+
+    @property
+    def slope(self) -> float:
+        return max(self.kl, _NOISE) / max(self.error, 1e-12)
+
+
+def groups_of(tensors: Iterable[GgufTensor], bands: int) -> list[tuple[str, ...]]:
+    """Like matrices in ``bands`` runs of layers; what stands outside the layers by itself."""
+    tensors = list(tensors)
+    layers = 1 + max((int(found[1]) for t in tensors if (found := _LAYER.fullmatch(t.name))), default=0)
+    grouped: dict[tuple[str, int], list[str]] = {}
+    for tensor in tensors:
+        found = _LAYER.fullmatch(tensor.name)
+        key = (found[2], int(found[1]) * bands // layers) if found else (tensor.name, 0)
+        grouped.setdefault(key, []).append(tensor.name)
+    return [tuple(names) for names in grouped.values()]
+
+
+def measure(
+    reference: GgufFile,
+    inputs: Inputs,
+    groups: Sequence[tuple[str, ...]],
+    pieces: Pieces,
+    run: Run,
+) -> list[Group]:
+    """``reference``: of plain types (F32, F16), whose tensors are rounded in a copy beside it, group by group."""
+    copy = reference.path.with_name("sensitivity.gguf")
+    shutil.copyfile(reference.path, copy)
+    try:
+        right = predictions(reference.path, pieces, run.threads)
+        found = []
+        for number, names in enumerate(groups):
+            error = sum(_round_in(copy, reference, inputs, reference[name]) for name in names)
+            fit = compare(copy, right, pieces, Run(run.threads))
+            for name in names:
+                _put(copy, reference[name], reference.raw(reference[name]).tobytes())
+            found.append(Group(names, error, fit.kl))
+            run.tell(number + 1, len(groups))
+        return found
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def choices(
+    files: tuple[GgufFile, GgufFile], inputs: Inputs, groups: Iterable[Group], kinds: Sequence[str], threads: int
+) -> dict[str, list[Choice]]:
+    """For each tensor of the groups what each type that fits takes, and the KL that it is expected to cost: nothing
+    where it keeps the type that it has in the source. ``files``: source and reference.
+    """
+    source, reference = files
+    slopes = {name: group.slope for group in groups for name in group.names}
+
+    def of(name: str) -> list[Choice]:
+        tensor = reference[name]
+        weights, importance = reference.weights(tensor), inputs.importance(name)
+        found = []
+        for kind in (kind for kind in kinds if fits(kind, tensor)):
+            rounded = dequantise(kind, quantise(kind, weights, importance), weights.shape)
+            error = output_error(weights, rounded, importance) if kind != source[name].type else 0.0
+            found.append(Choice(kind, size_bytes(kind, tensor.weights), slopes[name] * error))
+        return found
+
+    # ggml works outside of Python's lock.
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(slopes, pool.map(of, slopes), strict=True))
+
+
+def _round_in(copy: Path, reference: GgufFile, inputs: Inputs, tensor: GgufTensor) -> float:
+    kind = next(kind for kind in COARSE if fits(kind, tensor))
+    weights, importance = reference.weights(tensor), inputs.importance(tensor.name)
+    rounded = dequantise(kind, quantise(kind, weights, importance), weights.shape)
+    _put(copy, tensor, quantise(tensor.type, rounded).tobytes())
+    return output_error(weights, rounded, importance)
+
+
+def _put(copy: Path, tensor: GgufTensor, data: bytes) -> None:
+    with copy.open("r+b") as file:
+        file.seek(tensor.offset)
+        file.write(data)

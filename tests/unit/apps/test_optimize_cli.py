@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from codriver.apps.cli.main import app
+from codriver.core.artifact import save_artifact
+from codriver.core.errors import BadConfigValue, BadModelFile, MissingFile
+from tests.unit.core.test_artifact import made
+from tests.unit.engines.gguf_files import write_gguf
+
+RUN = CliRunner()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    tensors = [("blk.0.attn_q.weight", (576, 2), 6, bytes(2 * 396)), ("n.weight", (576,), 0, bytes(2304))]
+    return write_gguf(tmp_path / "m.gguf", {"general.architecture": "llama", "general.file_type": 15}, tensors)
+
+
+def test_inspect_tells_what_is_in_a_file(file: Path) -> None:
+    told = RUN.invoke(app, ["optimize", "inspect", str(file), "--tensors"])
+    assert told.exit_code == 0, told.output
+    assert "m.gguf: llama, Q4_K_M, 0.0 M weights" in told.output
+    assert "blk.0.attn_q.weight" in told.output and "576 × 2" in told.output
+    assert "1 tensors hold Q5_0 in place of Q4_K" in told.output
+    as_json = json.loads(RUN.invoke(app, ["optimize", "inspect", str(file), "--json"]).output)
+    assert as_json["substitutions"] == [
+        {"tensor": "blk.0.attn_q.weight", "wanted": "Q4_K", "stored": "Q5_0", "bytes": 144}
+    ]
+
+
+def test_inspect_knows_the_catalogue(model_file: Callable[[str], Path]) -> None:
+    model_file("smollm2.gguf")
+    told = RUN.invoke(app, ["optimize", "inspect", "smollm2-135m-instruct-q4_1"])
+    if isinstance(told.exception, MissingFile):
+        pytest.skip("the catalogue's model is not pulled here")
+    assert "takes 5.74 bits per weight" in told.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "told"),
+    [
+        (["inspect", "nowhere.gguf"], MissingFile, "nowhere.gguf does not exist"),
+        (["compare", "{folder}"], MissingFile, r"is no artifact: it has no artifact\.json"),
+        (["evaluate", "{file}", "--text", "nowhere.txt"], MissingFile, r"text nowhere\.txt does not exist"),
+        (["evaluate", "{file}", "--text", "{file}"], BadConfigValue, "is not a text in UTF-8"),
+        (
+            ["{file}", "--require", "speed>=1", "--calibration", "{file}", "--scored", "{file}", "--out", "{folder}/o"],
+            BadConfigValue,
+            "there is no metric 'speed'",
+        ),
+        (
+            ["--require", "kl<=1", "--calibration", "{file}", "--scored", "{file}", "--out", "{folder}/o", "{file}"],
+            BadConfigValue,
+            "text for calibration and the scored one are the same file",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_told(
+    file: Path, tmp_path: Path, arguments: list[str], error: type[Exception], told: str
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    binary = tmp_path / "binary.gguf"
+    binary.write_bytes(b"\xff\xfe" + file.read_bytes())
+    line = [one.format(file=binary, folder=folder) for one in arguments]
+    ended = RUN.invoke(app, ["optimize", *line])
+    assert isinstance(ended.exception, error), ended.output
+    with pytest.raises(error, match=told):
+        raise ended.exception
+
+
+def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(BadModelFile, match=r"x\.gguf is not a usable GGUF file: it does not begin with"):
+        RUN.invoke(app, ["optimize", "inspect", str(tmp_path / "x.gguf")], catch_exceptions=False)
+
+
+def test_artifacts_stand_side_by_side(tmp_path: Path, file: Path) -> None:
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    save_artifact(made(folder, file.read_bytes()), folder)
+    told = RUN.invoke(app, ["optimize", "compare", str(folder), str(file)])
+    assert told.exit_code == 0, told.output
+    lines = {line.split()[0]: line.split()[1:] for line in told.output.splitlines() if line.strip()}
+    assert lines["kl"] == ["0.05", "–"]
+    assert lines["size"][0] == lines["size"][1]

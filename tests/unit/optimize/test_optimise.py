@@ -1,0 +1,90 @@
+"""The whole way, on two layers of a real model: types chosen, weights rounded, the file measured and judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from codriver.core.artifact import load_artifact
+from codriver.core.errors import BadConfigValue, RequirementMissed
+from codriver.optimize.evaluate import Run
+from codriver.optimize.gguf_file import GgufFile
+from codriver.optimize.optimise import Optimisation, Settings
+from codriver.optimize.requirement import parse_requirements
+from codriver.optimize.rounding import Rounder, Text, write_reference, write_rounded
+
+
+@pytest.fixture
+def steps() -> list[str]:
+    return []
+
+
+def optimisation(model: Path, out: Path, text: str, steps: list[str]) -> Optimisation:
+    sizes = {"windows": 8, "judged": 1, "sensed": 1, "bands": 1, "runs": 1}
+    settings = Settings(text, text[: len(text) // 2], kinds=("Q4_0", "Q5_0", "Q8_0"), **sizes)
+
+    def told(step: str):  # type: ignore[no-untyped-def]
+        steps.append(step)
+        return lambda done, of: None
+
+    return Optimisation(model, out, settings, told)
+
+
+def test_an_artifact_meets_its_requirement_and_says_how_it_was_measured(
+    short_model: Path, sentences: str, tmp_path: Path, steps: list[str]
+) -> None:
+    out = tmp_path / "artifact"
+    required = parse_requirements("size<=28MB, kl<=0.5, ttft_ms<=60000@64")
+    trial = optimisation(short_model, out, sentences, steps).run(required)
+    assert trial.missed == ()
+    artifact = load_artifact(out)
+    card = {one.metric: one for one in artifact.card}
+    file = out / artifact.files[0].name
+    assert file.stat().st_size == card["size"].value <= 28e6
+    assert card["kl"].value < 0.5 and card["kl"].n == 255 and card["kl"].low is not None
+    assert {"ppl", "same_top", "ttft_ms@64", "decode_tps", "rss"} <= set(card)
+    assert 4.5 <= artifact.bits_per_weight < 8.5
+    assert artifact.lineage[0].startswith("sha256:")
+    kinds = {tensor.type for tensor in GgufFile(file) if len(tensor.shape) == 2}
+    assert len(kinds) > 1, "one type for all is no allocation"
+    # What took long is kept: the next run does not do it again.
+    steps.clear()
+    (tmp_path / "artifact.work").rename(tmp_path / "third.work")
+    with pytest.raises(BadConfigValue, match=r"smallest types that are allowed take [\d,]+ bytes; the budget is"):
+        optimisation(short_model, tmp_path / "third", sentences, steps).run(parse_requirements("size<=10MB"))
+    assert steps == ["scores the reference"]
+
+
+@pytest.mark.slow
+def test_what_nothing_meets_keeps_the_nearest(
+    short_model: Path, sentences: str, tmp_path: Path, steps: list[str]
+) -> None:
+    out = tmp_path / "artifact"
+    told = r"No artifact meets kl<=1e-06 \(it has 0\.\d+\)\. The nearest is kept in"
+    with pytest.raises(RequirementMissed, match=told) as raised:
+        optimisation(short_model, out, sentences, steps).run(parse_requirements("size<=28MB, kl<=0.000001"))
+    assert raised.value.exit_code == 3
+    assert load_artifact(out).files[0].size_bytes <= 28e6
+    with pytest.raises(BadConfigValue, match=r"folder .*artifact is not empty; name another one"):
+        optimisation(short_model, out, sentences, steps)
+
+
+def test_a_matrix_that_keeps_its_type_keeps_its_bytes(short_model: Path, tmp_path: Path) -> None:
+    source, reference = GgufFile(short_model), tmp_path / "reference.gguf"
+    write_reference(source, reference, "F32")
+    name = "blk.1.attn_q.weight"
+    rounder = Rounder(source, GgufFile(reference), {name: "Q4_1"}, Text("", "", 0, 0), lambda step: Run())
+    write_rounded(tmp_path / "out.gguf", rounder, {"codriver.note": "made"})
+    made = GgufFile(tmp_path / "out.gguf")
+    assert made.raw(made[name]).tobytes() == source.raw(source[name]).tobytes()
+    assert rounder.how == {name: "as it was"}
+    assert made.header.metadata["general.file_type"] == 1024 and made.header.metadata["codriver.note"] == "made"
+
+
+def test_a_calibration_text_that_is_too_short_is_told_before_anything_is_made(
+    short_model: Path, tmp_path: Path, steps: list[str]
+) -> None:
+    with pytest.raises(BadConfigValue, match=r"too short: its last fifth has \d+ tokens, and 2048 are needed"):
+        optimisation(short_model, tmp_path / "out", "A few words. " * 100, steps)
+    assert steps == []

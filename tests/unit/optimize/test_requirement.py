@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from codriver.core.errors import BadConfigValue
+from codriver.optimize.requirement import Requirement, parse_requirements
+
+
+def test_a_line_is_read() -> None:
+    found = parse_requirements("ppl<=+3%, size<=110MB,ttft_ms <= 300@512, same_top>=0.9, rss<=1.5GiB,")
+    assert found == [
+        Requirement("ppl", True, 0.03, relative=True),
+        Requirement("size", True, 110e6),
+        Requirement("ttft_ms", True, 300, tokens=512),
+        Requirement("same_top", False, 0.9),
+        Requirement("rss", True, 1.5 * 2**30),
+    ]
+    assert [str(one) for one in found[:3]] == ["ppl<=+3%", "size<=1.1e+08", "ttft_ms<=300@512"]
+    assert found[2].key == "ttft_ms@512"
+
+
+@pytest.mark.parametrize(("value", "met"), [(20.6, True), (20.61, False)])
+def test_a_share_counts_against_the_reference(value: float, met: bool) -> None:
+    assert parse_requirements("ppl<=+3%")[0].met(value, {"ppl": 20.0}) is met
+
+
+def test_at_least_and_absolute() -> None:
+    assert parse_requirements("same_top>=0.9")[0].met(0.9, {})
+    assert not parse_requirements("kl<=0.05")[0].met(0.06, {})
+    with pytest.raises(BadConfigValue, match="'kl' cannot be required in percent: the reference has no such value"):
+        parse_requirements("kl<=+3%")[0].met(0.1, {})
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("ppl", "'ppl' is not valid: write a metric, <= or >=, and a number"),
+        ("size<=", "write a metric"),
+        ("speed>=3", "there is no metric 'speed'; known: ppl, kl,"),
+        ("ppl>=3", r"'ppl' \(perplexity\) takes <="),
+        ("ppl<=3%", r"write ppl<=\+3% for a share over the reference"),
+        ("size<=100", "'size' takes a unit: B, kB, MB, GB, KiB, MiB or GiB"),
+        ("ppl<=20MB", "'ppl' takes no unit"),
+        ("ttft_ms<=300", r"a prompt's length \(@512\) belongs to ttft_ms, and to it alone"),
+        ("ppl<=20@512", "belongs to ttft_ms, and to it alone"),
+        ("kl<=+0.3", "only a share in percent counts against the reference"),
+    ],
+)
+def test_what_cannot_be_required_is_told(line: str, told: str) -> None:
+    with pytest.raises(BadConfigValue, match=told):
+        parse_requirements(line)
