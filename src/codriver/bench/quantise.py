@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,24 +43,29 @@ _THREADS = max(1, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much text is read: windows of 512 tokens for calibration and for scoring."""
+    """How much is done: windows of 512 tokens for calibration, to see what the model suffers, and for scoring; runs of
+    layers that are looked at by themselves; which sizes, and how many of the systems.
+    """
 
     windows: int
     judged: int
+    sensed: int
+    bands: int
+    kinds: tuple[str, ...]
+    systems: int
 
 
 def run(quick: bool = False) -> Report:
     """Errors: :class:`MissingFile`, :class:`MissingExtra` without the rival's library."""
     model = Store().path(Catalogue.load().entry(_MODEL))
     begun = datetime.now(UTC).isoformat(timespec="seconds")
-    sizes = Sizes(8, 2) if quick else Sizes(64, 40)
-    kinds = ("Q4_K_M",) if quick else tuple(STOCK)
+    sizes = Sizes(4, 1, 1, 1, ("Q2_K",), 1) if quick else Sizes(64, 40, 2, 5, tuple(STOCK), len(SYSTEMS))
     with tempfile.TemporaryDirectory(prefix="codriver-quantise-") as folder:
-        rows = _measure(model, Path(folder), sizes, kinds)
+        rows = _measure(model, Path(folder), sizes)
     return Report("quantise", machine(), begun, rows)
 
 
-def _measure(model: Path, folder: Path, sizes: Sizes, kinds: Sequence[str]) -> list[Row]:
+def _measure(model: Path, folder: Path, sizes: Sizes) -> list[Row]:
     text = data_folder() / "text"
     train = (text / "wikitext2_train_5k.txt").read_text(encoding="utf-8")
     test = (text / "wiki.test.raw").read_text(encoding="utf-8")
@@ -73,15 +77,16 @@ def _measure(model: Path, folder: Path, sizes: Sizes, kinds: Sequence[str]) -> l
     np.savez(importance, **{name: inputs.importance(name) for name in names})  # type: ignore[arg-type]
     rows = _rows("shipped file", model.stem, model, _fit(model, reference, test, sizes))
     work: dict[str, Path] = {}
-    for kind in kinds:
+    for kind in sizes.kinds:
         case = f"{model.stem}, the size of {kind}"
         rival = _stock(reference, folder / f"{kind}.gguf", kind, importance)
         rows += _rows(f"llama.cpp {kind}, imatrix", case, rival, _fit(rival, reference, test, sizes))
-        for number, (system, types) in enumerate(SYSTEMS.items()):
+        for number, (system, types) in enumerate([*SYSTEMS.items()][: sizes.systems]):
             out = folder / f"ours-{kind}-{number}"
             if system in work:
                 work[system].rename(out.with_name(out.name + ".work"))
-            settings = Settings(train, test, sizes.windows, sizes.judged, kinds=types, threads=_THREADS)
+            amounts = (sizes.windows, sizes.judged, sizes.sensed, sizes.bands)
+            settings = Settings(train, test, *amounts, kinds=types, threads=_THREADS)
             made = Optimisation(model, out, settings, lambda step: lambda done, of: None)
             trial = made.run([Requirement("size", True, float(rival.stat().st_size))])
             if trial.missed:
