@@ -136,11 +136,10 @@ class Optimisation:
             self._reference.path, texts.fit, settings.windows, self._run("reads what goes into each matrix"),
             lambda name: False,
         )  # fmt: skip
-        matrices = [tensor for tensor in self._matrices() if tensor.name in inputs]
         with LlamaModel(self._reference.path) as model:
             pieces = pieces_of(model, texts.held, settings.sensed)
         groups = measure(
-            self._reference, inputs, groups_of(matrices, settings.bands), pieces,
+            self._reference, inputs, groups_of(self._matrices(), settings.bands), pieces,
             self._run("sees what the model suffers"),
         )  # fmt: skip
         found = choices((self._source, self._reference), inputs, groups, settings.kinds, settings.threads)
@@ -163,7 +162,7 @@ class Optimisation:
     def _budgets(self, options: Mapping[str, Sequence[Choice]], requirements: Sequence[Requirement]) -> list[int]:
         """Bytes for the tensors in ``options``: what a required size leaves, or steps from the least to the most."""
         rest = self._source.header.pairs_end + 256 * len(self._source.header.tensors)
-        rest += sum(t.size_bytes for t in self._reference if t.name not in options)
+        rest += sum(t.size_bytes for t in self._source if t.name not in options)
         sizes = [one.limit for one in requirements if one.key == "size"]
         sizes += [one.limit * self._weights() / 8 for one in requirements if one.key == "bits"]
         if sizes:
@@ -181,9 +180,10 @@ class Optimisation:
     ) -> Trial:  # fmt: skip
         chosen = allocate(options, budget)
         file = self._work / f"trial-{number}.gguf"
-        rounder = Rounder(self._source, self._reference, chosen.kinds, self._texts(), self._run)
+        kinds = {tensor.name: chosen.kinds.get(tensor.name, tensor.type) for tensor in self._source}
+        rounder = Rounder(self._source, self._reference, kinds, self._texts(), self._run)
         self._told(f"rounds to {chosen.size_bytes / 1e6:.1f} MB")
-        write_rounded(file, rounder, {"codriver.rounded": f"{len(rounder.how)} tensors"})
+        write_rounded(file, rounder, {"codriver.rounded": "types by measured KL, weights to second order"})
         fit = self._fit(file, "scores it")
         prompts = sorted({one.tokens for one in requirements if one.tokens} or {WINDOW})
         card = [*_card(fit, file), *measure_latency(file, self._settings.threads, self._settings.runs, prompts)]

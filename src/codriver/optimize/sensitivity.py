@@ -15,12 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from codriver.core.gguf import GgufTensor
 
 from .allocate import Choice
 from .calibrate import Inputs
 from .evaluate import Pieces, Run, compare, predictions
-from .ggml import dequantise, quantise, size_bytes
+from .ggml import Floats, dequantise, quantise, size_bytes
 from .gguf_file import GgufFile, fits
 from .gptq import output_error
 
@@ -90,7 +92,7 @@ def choices(
 
     def of(name: str) -> list[Choice]:
         tensor = reference[name]
-        weights, importance = reference.weights(tensor), inputs.importance(name)
+        weights, importance = reference.weights(tensor), _importance(inputs, tensor)
         found = []
         for kind in (kind for kind in kinds if fits(kind, tensor)):
             rounded = dequantise(kind, quantise(kind, weights, importance), weights.shape)
@@ -103,9 +105,14 @@ def choices(
         return dict(zip(slopes, pool.map(of, slopes), strict=True))
 
 
+def _importance(inputs: Inputs, tensor: GgufTensor) -> Floats:
+    """Of a table that is looked up in, which nothing is multiplied with, every column counts the same."""
+    return inputs.importance(tensor.name) if tensor.name in inputs else np.ones(tensor.shape[0], np.float32)
+
+
 def _round_in(copy: Path, reference: GgufFile, inputs: Inputs, tensor: GgufTensor) -> float:
     kind = next(kind for kind in COARSE if fits(kind, tensor))
-    weights, importance = reference.weights(tensor), inputs.importance(tensor.name)
+    weights, importance = reference.weights(tensor), _importance(inputs, tensor)
     rounded = dequantise(kind, quantise(kind, weights, importance), weights.shape)
     _put(copy, tensor, quantise(tensor.type, rounded).tobytes())
     return output_error(weights, rounded, importance)

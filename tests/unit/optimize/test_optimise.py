@@ -8,11 +8,13 @@ import pytest
 
 from codriver.core.artifact import load_artifact
 from codriver.core.errors import BadConfigValue, RequirementMissed
+from codriver.optimize.calibrate import Inputs
 from codriver.optimize.evaluate import Run
 from codriver.optimize.gguf_file import GgufFile
 from codriver.optimize.optimise import Optimisation, Settings
 from codriver.optimize.requirement import parse_requirements
 from codriver.optimize.rounding import Rounder, Text, write_reference, write_rounded
+from codriver.optimize.sensitivity import Group, choices
 
 
 @pytest.fixture
@@ -68,6 +70,21 @@ def test_what_nothing_meets_keeps_the_nearest(
     assert load_artifact(out).files[0].size_bytes <= 28e6
     with pytest.raises(BadConfigValue, match=r"folder .*artifact is not empty; name another one"):
         optimisation(short_model, out, sentences, steps)
+
+
+def test_a_table_that_nothing_is_multiplied_with_gets_a_type_too(short_model: Path, tmp_path: Path) -> None:
+    """As a token embedding does beside an output of its own; nobody read what goes into it."""
+    reference = tmp_path / "reference.gguf"
+    write_reference(GgufFile(short_model), reference, "F32")
+    files = (GgufFile(short_model), GgufFile(reference))
+    name = "blk.0.attn_k.weight"
+    found = choices(files, Inputs(), [Group((name,), error=0.1, kl=0.01)], ("Q4_0", "Q4_1", "Q8_0"), 1)
+    losses = {one.kind: one.loss for one in found[name]}
+    assert losses["Q4_0"] > losses["Q8_0"] > losses["Q4_1"] == 0, "the source has it as Q4_1"
+    rounder = Rounder(*files, {name: "Q8_0"}, Text("", "", 0, 0), lambda step: Run())
+    rounder._known = frozenset({name})
+    assert len(rounder.data(name)) == 576 * 192 * 34 // 32
+    assert rounder.how == {name: "nearest"}
 
 
 def test_a_matrix_that_keeps_its_type_keeps_its_bytes(short_model: Path, tmp_path: Path) -> None:
