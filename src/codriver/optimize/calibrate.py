@@ -31,6 +31,7 @@ class Inputs:
     _moments: dict[str, Floats] = field(default_factory=dict)
     _input_of: dict[str, str] = field(default_factory=dict)
     _first_of: dict[str, str] = field(default_factory=dict)
+    _first_whole: dict[str, str] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
         return name in self._input_of
@@ -48,12 +49,12 @@ class Inputs:
     def add(self, weight: str, given: str, values: Floats, whole: bool) -> None:
         """What ``weight`` is multiplied with: ``values`` (tokens, width) of the input called ``given``."""
         self._input_of[weight] = given
-        if self._first_of.setdefault(given, weight) != weight:
-            return  # it was counted for the matrix that shares it
         width = values.shape[1]
-        squares = self._squares.setdefault(given, np.zeros(width, np.float32))
-        squares += np.einsum("tw,tw->w", values, values)
-        if whole:
+        # Matrices that share an input are counted once: by the first of them, or the first whose moment is wanted.
+        if self._first_of.setdefault(given, weight) == weight:
+            squares = self._squares.setdefault(given, np.zeros(width, np.float32))
+            squares += np.einsum("tw,tw->w", values, values)
+        if whole and self._first_whole.setdefault(given, weight) == weight:
             moment = self._moments.setdefault(given, np.zeros((width, width), np.float32))
             moment += values.T @ values
 

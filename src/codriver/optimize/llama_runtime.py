@@ -20,6 +20,7 @@ from codriver.core.errors import BadModelFile, MissingExtra
 
 from .ggml import Floats, library
 
+_F32 = 0
 _BYTES = 512  # more than any of its structs has
 _I32_P = ctypes.POINTER(ctypes.c_int32)
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
@@ -140,12 +141,14 @@ class LlamaModel:
         """Room to read up to ``tokens`` at once. ``taker`` is given each weight's name, and the name and the values of
         what it is multiplied with: (tokens, width), a view that lasts for the call.
         """
-        watch = _EVAL(lambda tensor, ask, _: _watched(self._lib, taker, tensor, ask)) if taker else None
-        params = _context_params(self._lib, tokens, threads, watch)
+        failures: list[BaseException] = []
+        watch = _EVAL(_watching(self._lib, taker, failures)) if taker else None
+        address = ctypes.cast(watch, ctypes.c_void_p).value or 0 if watch is not None else 0
+        params = _context_params(self._lib, tokens, threads, address)
         handle = self._lib.llama_init_from_model(self._model, params)
         if not handle:
             raise BadModelFile(f"llama.cpp cannot use {self.file} with {tokens} tokens of context.")
-        context = Context(self._lib, handle, tokens, self.vocabulary)
+        context = Context(self._lib, handle, (tokens, self.vocabulary), failures)
         try:
             yield context
         finally:
@@ -155,8 +158,9 @@ class LlamaModel:
 class Context:
     """Made by :meth:`LlamaModel.context`."""
 
-    def __init__(self, lib: ctypes.CDLL, handle: int, room: int, vocabulary: int) -> None:
-        self._lib, self._handle, self._vocabulary = lib, handle, vocabulary
+    def __init__(self, lib: ctypes.CDLL, handle: int, sizes: tuple[int, int], failures: list[BaseException]) -> None:
+        room, self._vocabulary = sizes
+        self._lib, self._handle, self._failures = lib, handle, failures
         self._batch = lib.llama_batch_init(room, 0, 1)
         self._read = 0
 
@@ -180,6 +184,8 @@ class Context:
             batch.token[at], batch.pos[at], batch.seq_count[at] = token, self._read + at, 1
             batch.seq[at][0], batch.logits[at] = 0, at >= first
         code = lib.llama_decode(self._handle, batch)
+        if self._failures:
+            raise self._failures.pop()
         if code:
             raise BadModelFile(f"llama.cpp failed to read {len(tokens)} tokens (code {code}).")
         self._read += len(tokens)
@@ -189,7 +195,7 @@ class Context:
         return found
 
 
-def _context_params(lib: ctypes.CDLL, tokens: int, threads: int, watch: object) -> _Params:
+def _context_params(lib: ctypes.CDLL, tokens: int, threads: int, watch: int) -> _Params:
     params = lib.llama_context_default_params()
     raw = bytearray(params.raw)
     # n_ctx, n_batch, n_ubatch, n_seq_max; n_threads twice; the cache's two types (F16) after a callback and its data.
@@ -204,26 +210,40 @@ def _context_params(lib: ctypes.CDLL, tokens: int, threads: int, watch: object) 
         raise MissingExtra("The library in xllamacpp has parameters of another llama.cpp than this is for.")
     struct.pack_into("<3I", raw, 0, tokens, tokens, tokens)
     struct.pack_into("<ii", raw, threads_at, threads, threads)
-    if watch is not None:
-        struct.pack_into("<Q", raw, types_at - 16, ctypes.cast(watch, ctypes.c_void_p).value or 0)  # type: ignore[arg-type]
+    struct.pack_into("<Q", raw, types_at - 16, watch)
     return _Params((ctypes.c_ubyte * _BYTES)(*raw))
 
 
-def _watched(lib: ctypes.CDLL, taker: Taker | None, address: int, ask: bool) -> bool:
+def _watching(lib: ctypes.CDLL, taker: Taker, failures: list[BaseException]) -> Callable[[int, bool, int], bool]:
+    """What ggml calls. An exception cannot pass through it: it ends the reading, and is raised behind it."""
+
+    def watch(address: int, ask: bool, _: int) -> bool:
+        try:
+            return _watched(lib, taker, address, ask)
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+            return False
+
+    return watch
+
+
+def _watched(lib: ctypes.CDLL, taker: Taker, address: int, ask: bool) -> bool:
     """ggml asks of each operation whether its result is wanted, and shows it once it is there."""
     tensor = _Tensor.from_address(address)
-    source = tensor.src[0]
-    if taker is None or not source or not tensor.src[1]:
+    if lib.ggml_get_name(address) != tensor.name:
+        raise MissingExtra("The library in xllamacpp has tensors of another llama.cpp than this is for.")
+    if not tensor.src[0] or not tensor.src[1]:
         return False
-    name = _Tensor.from_address(source).name.decode(errors="replace")
-    if not name.endswith(".weight") or name.endswith("norm.weight"):
-        return False
+    name = _Tensor.from_address(tensor.src[0]).name.decode(errors="replace")
     given = _Tensor.from_address(tensor.src[1])
-    if given.type != 0:  # no matrix product: token ids look up rows
+    # Token ids look up rows; a norm's weight is no matrix.
+    if not name.endswith(".weight") or name.endswith("norm.weight") or given.type != _F32:
         return False
     if ask:
         return True
     rows, width = int(given.ne[1] * given.ne[2] * given.ne[3]), int(given.ne[0])
+    if given.nb[0] != 4 or given.nb[1] != 4 * width:
+        raise BadModelFile(f"What goes into '{name}' does not lie in one piece, and cannot be read.")
     data = (ctypes.c_float * (rows * width)).from_address(given.data)
     taker(name, given.name.decode(errors="replace"), np.ctypeslib.as_array(data).reshape(rows, width))
     return True

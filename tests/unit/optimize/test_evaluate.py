@@ -73,7 +73,8 @@ def test_a_real_model_reads_english_better_than_chance(model_file: Callable[[str
 
 def test_what_goes_into_a_matrix_is_what_the_layer_makes_of_the_text(short_model: Path, sentences: str) -> None:
     told: list[tuple[int, int]] = []
-    whole = {"blk.0.attn_k.weight", "blk.1.ffn_down.weight"}
+    # Of the three that share an input, not the one that comes first, and both others.
+    whole = {"blk.0.attn_k.weight", "blk.0.attn_v.weight", "blk.1.ffn_down.weight"}
     found = read_inputs(short_model, sentences, 4, Run(2, lambda done, of: told.append((done, of))), whole.__contains__)
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert found.n == 4 * WINDOW
@@ -83,8 +84,20 @@ def test_what_goes_into_a_matrix_is_what_the_layer_makes_of_the_text(short_model
     moment = found.moment("blk.1.ffn_down.weight")
     assert moment.shape == (1536, 1536)
     assert np.allclose(np.diagonal(moment), found.importance("blk.1.ffn_down.weight"), rtol=1e-3)
+    shared = np.diagonal(found.moment("blk.0.attn_k.weight"))
+    assert np.allclose(shared, found.importance("blk.0.attn_q.weight"), rtol=1e-3)
     with pytest.raises(KeyError):
         found.moment("blk.0.ffn_down.weight")
+
+
+def test_an_error_while_inputs_are_taken_comes_through(short_model: Path, sentences: str) -> None:
+    def take(weight: str, given: str, values: np.ndarray) -> None:
+        raise MemoryError(weight)
+
+    with LlamaModel(short_model) as model:
+        ids = model.tokens(sentences)[:64]
+        with model.context(64, 2, take) as context, pytest.raises(MemoryError, match=r"blk\.0\.attn_q\.weight"):
+            context.logits(ids)
 
 
 def test_texts_that_are_too_short_are_told(short_model: Path) -> None:
