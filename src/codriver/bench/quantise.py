@@ -75,7 +75,7 @@ def _measure(model: Path, folder: Path, sizes: Sizes) -> list[Row]:
     write_reference(source, reference, "F32" if sum(t.weights for t in source) <= 5e8 else "F16")
     inputs = read_inputs(reference, train, sizes.windows, Run(_THREADS), lambda name: False)
     names = [t.name for t in source if t.name in inputs]
-    np.savez(importance, **{name: inputs.importance(name) for name in names})  # type: ignore[arg-type]
+    np.savez(importance, **{name: inputs.importance(name) for name in names})  # type: ignore[arg-type]  # the stub takes a name for a flag
     rows = _rows("shipped file", model.stem, model, _fit(model, reference, test, sizes))
     work: dict[str, Path] = {}
     for kind in sizes.kinds:

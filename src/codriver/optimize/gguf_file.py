@@ -20,7 +20,7 @@ from codriver.core.gguf import GgufHeader, GgufTensor, read_header
 
 from .ggml import NUMBERS, Bytes, Floats, block, dequantise, size_bytes
 
-_STRING = 8
+_UINT32, _STRING = 4, 8
 
 
 class GgufFile:
@@ -127,15 +127,16 @@ def _pairs(source: GgufFile, changed: Mapping[str, str | int]) -> bytes:
         file.seek(header.pairs_begin)
         pairs = bytearray(file.read(header.pairs_end - header.pairs_begin))
     for key, value in changed.items():
-        if not isinstance(value, int) or not isinstance(header.metadata[key], int):
+        at = header.value_at[key] - header.pairs_begin
+        if not isinstance(value, int) or pairs[at - 4 : at] != struct.pack("<I", _UINT32):
             raise BadModelFile(f"The metadata '{key}' of {source.path} is not a number that can be set to {value!r}.")
-        struct.pack_into("<I", pairs, header.value_at[key] - header.pairs_begin, value)
+        struct.pack_into("<I", pairs, at, value)
     return bytes(pairs)
 
 
 def _pair(key: str, value: str | int) -> bytes:
     if isinstance(value, int):
-        return _text(key) + struct.pack("<II", 4, value)
+        return _text(key) + struct.pack("<II", _UINT32, value)
     return _text(key) + struct.pack("<I", _STRING) + _text(value)
 
 

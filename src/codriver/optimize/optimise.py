@@ -10,6 +10,7 @@ run that was interrupted goes on from there.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +57,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Trial:
-    """One artifact that was made: ``values`` by metric, ``missed`` what it does not meet."""
+    """One artifact that was made: ``values`` by metric, ``missed`` what it does not meet, ``how`` it was rounded."""
 
     file: Path
     values: dict[str, float]
     card: tuple[Measured, ...]
     missed: tuple[Requirement, ...]
     bits: float
+    how: str
 
 
 class Optimisation:
@@ -72,16 +74,17 @@ class Optimisation:
         self._source, self._out, self._settings, self._told = GgufFile(source), out, settings, told
         if out.exists() and any(out.iterdir()):
             raise BadConfigValue(f"The folder {out} is not empty; name another one.", param="out")
+        self._refuse_short()
         self._work = out.with_name(out.name + ".work")
         self._work.mkdir(parents=True, exist_ok=True)
-        self._refuse_short()
+        self._sha256 = sha256_of(source)
         weights = sum(tensor.weights for tensor in self._source)
         self._reference = self._made_reference("F32" if weights <= _SMALL_WEIGHTS else "F16")
 
     def run(self, requirements: Sequence[Requirement]) -> Trial:
         """Errors: :class:`RequirementMissed` when none of what was made meets them; the nearest is in ``out`` then."""
         options = self._options()
-        reference = self._reference_values()
+        reference = self._reference_values() if any(one.relative for one in requirements) else {}
         budgets = self._budgets(options, requirements)
         best: Trial | None = None
         for number, budget in enumerate(budgets):
@@ -100,7 +103,7 @@ class Optimisation:
     # ------------------------------------------------------------ steps
 
     def _made_reference(self, kind: str) -> GgufFile:
-        file = self._work / f"reference-{kind}.gguf"
+        file = self._work / f"reference-{kind}-{self._sha256[:16]}.gguf"
         if not file.exists():
             self._told(f"writes the reference ({kind})")
             write_reference(self._source, file, kind)
@@ -150,13 +153,13 @@ class Optimisation:
 
     def _key(self) -> str:
         settings = self._settings
-        source = self._source.path
-        sizes = (source.stat().st_size, settings.windows, settings.sensed, settings.bands)
-        asked = (str(source.absolute()), sizes, settings.kinds, settings.calibration)
+        sizes = (settings.windows, settings.sensed, settings.bands)
+        asked = (self._sha256, sizes, settings.kinds, settings.calibration)
         return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
 
     def _reference_values(self) -> dict[str, float]:
-        fit = self._fit(self._reference.path, "scores the reference")
+        settings, run = self._settings, self._run("scores the reference")
+        fit = evaluate(self._reference.path, None, settings.scored, settings.judged, run)
         return {"ppl": fit.perplexity, "size": float(self._source.path.stat().st_size)}
 
     def _budgets(self, options: Mapping[str, Sequence[Choice]], requirements: Sequence[Requirement]) -> list[int]:
@@ -183,7 +186,7 @@ class Optimisation:
         kinds = {tensor.name: chosen.kinds.get(tensor.name, tensor.type) for tensor in self._source}
         rounder = Rounder(self._source, self._reference, kinds, self._texts(), self._run)
         self._told(f"rounds to {chosen.size_bytes / 1e6:.1f} MB")
-        write_rounded(file, rounder, {"codriver.rounded": "types by measured KL, weights to second order"})
+        write_rounded(file, rounder)
         fit = self._fit(file, "scores it")
         prompts = sorted({one.tokens for one in requirements if one.tokens} or {WINDOW})
         card = [*_card(fit, file), *measure_latency(file, self._settings.threads, self._settings.runs, prompts)]
@@ -191,7 +194,8 @@ class Optimisation:
         bits = 8 * sum(t.size_bytes for t in GgufFile(file)) / self._weights()
         values["bits"] = bits
         missed = tuple(one for one in requirements if not one.met(values[one.key], reference))
-        return Trial(file, values, tuple(card), missed, bits)
+        how = ", ".join(f"{count} {way}" for way, count in sorted(Counter(rounder.how.values()).items()))
+        return Trial(file, values, tuple(card), missed, bits, f"types by measured KL; matrices rounded: {how}")
 
     def _fit(self, file: Path, step: str) -> Fit:
         settings = self._settings
@@ -210,7 +214,7 @@ class Optimisation:
             files=(ArtifactFile(_MODEL, "gguf", kept.stat().st_size, sha256_of(kept)),),
             bits_per_weight=trial.bits,
             target="host",
-            lineage=(f"sha256:{sha256_of(self._source.path)}", "types by measured KL, rounded to second order"),
+            lineage=(f"sha256:{self._sha256}", trial.how),
             licence=told,
             card=trial.card,
         )

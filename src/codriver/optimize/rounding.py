@@ -84,9 +84,9 @@ class Rounder:
         self._held = read_inputs(path, text.held, text.held_windows, self.run(f"{told}, kept back"), wanted)
 
 
-def write_rounded(target: Path, rounder: Rounder, told: Mapping[str, str | int]) -> None:
+def write_rounded(target: Path, rounder: Rounder) -> None:
     """Errors: those of ``rewrite`` and ``read_inputs``."""
-    changes = Changes(rounder.kinds, {_FILE_TYPE: GUESSED, **told})
+    changes = Changes(rounder.kinds, {_FILE_TYPE: GUESSED})
     rewrite(rounder.reference, target, changes, lambda tensor: rounder.data(tensor.name))
 
 

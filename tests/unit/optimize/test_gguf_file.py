@@ -54,6 +54,8 @@ def test_nothing_half_written_stays(source: GgufFile, tmp_path: Path) -> None:
 
 
 def test_a_text_that_is_there_cannot_be_set(source: GgufFile, tmp_path: Path) -> None:
+    with pytest.raises(BadModelFile, match=r"metadata 'a\.b' of .* is not a number that can be set"):
+        rewrite(source, tmp_path / "out.gguf", Changes({}, {"a.b": 1}), source.raw)
     with pytest.raises(BadModelFile, match=r"metadata 'general\.architecture' of .* is not a number that can be set"):
         rewrite(source, tmp_path / "out.gguf", Changes({}, {"general.architecture": "x"}), source.raw)
 

@@ -6,12 +6,12 @@ import pytest
 
 from codriver.core.errors import BadModelFile
 from codriver.optimize.inspect import inspect
-from tests.unit.engines.gguf_files import write_gguf
+from tests.unit.engines.gguf_files import Tensor, write_gguf
 
 Q5_0, Q4_K, Q6_K, Q8_0 = 6, 12, 14, 8
 
 
-def named(tmp_path: Path, file_type: int, tensors: list) -> Path:  # type: ignore[type-arg]
+def named(tmp_path: Path, file_type: int, tensors: list[Tensor]) -> Path:
     return write_gguf(tmp_path / "m.gguf", {"general.architecture": "llama", "general.file_type": file_type}, tensors)
 
 

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -220,7 +220,7 @@ class _Steps:
     def __init__(self, bars: Bars | None) -> None:
         self._bars = bars
 
-    def __call__(self, step: str):  # type: ignore[no-untyped-def]
+    def __call__(self, step: str) -> Callable[[int, int], None]:
         if self._bars is None:
             typer.echo(f"{step} …", err=True)
             return lambda done, of: None
