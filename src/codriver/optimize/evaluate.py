@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from codriver.core.errors import BadConfigValue
 
@@ -25,8 +24,6 @@ _FIRST = WINDOW // 2
 _ROWS = 64  # positions whose probabilities are worked out at once: 64 × a vocabulary of 152,000 are 39 MB
 Progress = Callable[[int, int], None]
 Pieces = list[list[int]]
-# Log-probabilities of the scored positions, window by window, as (positions, vocabulary).
-Predictions = Sequence[NDArray[np.float16] | Floats]
 
 
 @dataclass(frozen=True)
@@ -82,13 +79,13 @@ def pieces_of(model: LlamaModel, text: str, windows: int) -> Pieces:
     return [[*model.begin, *ids[at * room : (at + 1) * room]] for at in range(count)]
 
 
-def predictions(file: Path, pieces: Pieces, threads: int) -> list[NDArray[np.float16]]:
-    """What ``file`` predicts, to compare others with; 2 bytes a word of the vocabulary for each scored token."""
+def predictions(file: Path, pieces: Pieces, threads: int) -> list[Floats]:
+    """What ``file`` predicts, to compare others with: log-probabilities (positions, vocabulary) of each window."""
     with LlamaModel(file) as model, model.context(WINDOW, threads) as context:
-        return [_log_softmax(context.logits(piece, _FIRST)[:-1]).astype(np.float16) for piece in pieces]
+        return [_log_softmax(context.logits(piece, _FIRST)[:-1]) for piece in pieces]
 
 
-def compare(candidate: Path, reference: Predictions, pieces: Pieces, run: Run) -> Fit:
+def compare(candidate: Path, reference: Sequence[Floats], pieces: Pieces, run: Run) -> Fit:
     """As :func:`evaluate`, against predictions made before."""
     with LlamaModel(candidate) as model:
         return _scored(model, iter(reference), pieces, run)
@@ -96,7 +93,7 @@ def compare(candidate: Path, reference: Predictions, pieces: Pieces, run: Run) -
 
 def _scored(
     model: LlamaModel,
-    reference: Iterator[NDArray[np.float16] | Floats] | None,
+    reference: Iterator[Floats] | None,
     pieces: Pieces,
     run: Run,
 ) -> Fit:
@@ -114,14 +111,14 @@ class _Sums:
         self._far: list[Floats] = []
         self._same: list[Floats] = []
 
-    def add(self, context: Context, piece: list[int], reference: NDArray[np.float16] | Floats | None) -> None:
+    def add(self, context: Context, piece: list[int], reference: Floats | None) -> None:
         follows = np.array(piece[_FIRST + 1 :])
         logits = context.logits(piece, _FIRST)[:-1]
         for at in range(0, len(follows), _ROWS):
             told = _log_softmax(logits[at : at + _ROWS])
             self._losses.append(-told[np.arange(len(told)), follows[at : at + _ROWS]])
             if reference is not None:
-                right = reference[at : at + _ROWS].astype(np.float32)
+                right = reference[at : at + _ROWS]
                 self._far.append((np.exp(right) * (right - told)).sum(axis=1))
                 self._same.append((right.argmax(axis=1) == told.argmax(axis=1)).astype(np.float32))
 

@@ -11,7 +11,8 @@ from codriver.core.artifact import load_artifact, sha256_of
 from codriver.core.errors import BadConfigValue, RequirementMissed
 from codriver.optimize.calibrate import Inputs
 from codriver.optimize.evaluate import Run
-from codriver.optimize.gguf_file import GgufFile
+from codriver.optimize.ggml import quantise
+from codriver.optimize.gguf_file import Changes, GgufFile, rewrite
 from codriver.optimize.optimise import Optimisation, Settings
 from codriver.optimize.requirement import parse_requirements
 from codriver.optimize.rounding import Rounder, Text, write_reference, write_rounded
@@ -72,6 +73,20 @@ def test_what_nothing_meets_keeps_the_nearest(
     assert load_artifact(out).files[0].size_bytes <= 28e6
     with pytest.raises(BadConfigValue, match=r"folder .*artifact is not empty; name another one"):
         optimisation(short_model, out, sentences, steps)
+
+
+def test_a_work_folder_is_no_help_to_another_file(
+    short_model: Path, sentences: str, tmp_path: Path, steps: list[str]
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.gguf"
+    optimisation(short_model, out, sentences, steps)
+    optimisation(short_model, out, sentences, steps)
+    source = GgufFile(short_model)
+    coarse = Changes({"blk.0.attn_q.weight": "Q4_0"})
+    rewrite(source, other, coarse, lambda tensor: quantise("Q4_0", source.weights(tensor)))
+    optimisation(other, out, sentences, steps)
+    assert steps == ["writes the reference (F32)"] * 2
+    assert len(list((tmp_path / "out.work").iterdir())) == 2
 
 
 def test_a_table_that_nothing_is_multiplied_with_gets_a_type_too(short_model: Path, tmp_path: Path) -> None:
