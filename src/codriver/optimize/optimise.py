@@ -189,7 +189,7 @@ class Optimisation:
         write_rounded(file, rounder)
         fit = self._fit(file, "scores it")
         prompts = sorted({one.tokens for one in requirements if one.tokens} or {WINDOW})
-        card = [*_card(fit, file), *measure_latency(file, self._settings.threads, self._settings.runs, prompts)]
+        card = [*card_of(fit, file), *measure_latency(file, self._settings.threads, self._settings.runs, prompts)]
         values = {one.metric: one.value for one in card}
         bits = 8 * sum(t.size_bytes for t in GgufFile(file)) / self._weights()
         values["bits"] = bits
@@ -221,7 +221,8 @@ class Optimisation:
         save_artifact(artifact, self._out)
 
 
-def _card(fit: Fit, file: Path) -> list[Measured]:
+def card_of(fit: Fit, file: Path) -> list[Measured]:
+    """What was scored of a file, as an artifact's card has it, and its size."""
     reference = "the source file's weights as they are"
     return [
         _measured("ppl", fit.perplexity, fit.perplexity_error, "perplexity", fit.n),
