@@ -93,7 +93,7 @@ def load(
                 values[section][name] = _from_text(value, get_type_hints(sections[section])[name])
     named = {str(value) for members in values.values() for name, value in members.items() if name.endswith("_env")}
     _refuse_strays(sorted(set(env) - named), [cls, *others])
-    built = {name: _build(kind, values[name], name) for name, kind in sections.items()}
+    built = {name: build(kind, values[name], name) for name, kind in sections.items()}
     return cls(**built)
 
 
@@ -201,9 +201,13 @@ def _type_name(hint: Any) -> str:
     return str(hint) if get_origin(hint) else getattr(hint, "__name__", str(hint))
 
 
-def _build(kind: type[Any], members: Mapping[str, Any], section: str) -> Any:
+def build(kind: type[Any], members: Mapping[str, Any], section: str) -> Any:
+    """A dataclass made of settings, from a table. Errors: :class:`UnknownConfigKey`, :class:`BadConfigValue`."""
     hints = get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in members:
+        if name not in fields:
+            raise _unknown(name, fields, section)
     checked = {
         name: _check(f"{section}.{name}", value, hints[name], fields[name].metadata) for name, value in members.items()
     }

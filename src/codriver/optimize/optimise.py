@@ -1,10 +1,10 @@
 """One model, one requirement: choose types, round, write, and measure what was written.
 
-The way: the file's weights as they are become the reference; a text says what goes into each matrix; groups of
-matrices are rounded coarsely to see what the model suffers; types are allocated to a byte budget by what they are
-expected to cost; the weights are rounded; and the file is measured in the runtime that will load it. Where no size is
-required, budgets are tried from small to large until one meets the rest. What took long is kept in the work folder: a
-run that was interrupted goes on from there.
+The way: the file's weights as they are become the reference; the recipe's passes change them; a text says what goes
+into each matrix; groups of matrices are rounded coarsely to see what the model suffers; types are allocated to a byte
+budget by what they are expected to cost; the weights are rounded; and the file is measured in the runtime that will
+load it. Where no size is required, budgets are tried from small to large until one meets the rest. What took long is
+kept in the work folder: a run that was interrupted goes on from there.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .evaluate import WINDOW, Fit, Progress, Run, evaluate, pieces_of
 from .gguf_file import GgufFile, fits
 from .latency import measure as measure_latency
 from .llama_runtime import LlamaModel
+from .recipe import NO_PASSES, Recipe, Workshop
 from .requirement import Requirement
 from .rounding import Rounder, Text, write_reference, write_rounded
 from .sensitivity import choices, groups_of, measure
@@ -53,6 +54,7 @@ class Settings:
     kinds: tuple[str, ...] = KINDS
     threads: int = 2
     runs: int = 5
+    recipe: Recipe = NO_PASSES
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Optimisation:
         self._sha256 = sha256_of(source)
         weights = sum(tensor.weights for tensor in self._source)
         self._reference = self._made_reference("F32" if weights <= _SMALL_WEIGHTS else "F16")
+        shop = Workshop(self._work, self._run, settings.calibration)
+        changed, self._passes = settings.recipe.run(self._reference.path, self._work, shop)
+        # What is rounded, and the file whose types and bytes may be kept: the source's own, where no pass changed them.
+        self._base = GgufFile(changed) if self._passes else self._reference
+        self._kept = self._base if self._passes else self._source
 
     def run(self, requirements: Sequence[Requirement]) -> Trial:
         """Errors: :class:`RequirementMissed` when none of what was made meets them; the nearest is in ``out`` then."""
@@ -111,7 +118,7 @@ class Optimisation:
 
     def _matrices(self) -> list[GgufTensor]:
         """The tensors that may get another type: all that have rows of blocks, but for what is tiny."""
-        return [t for t in self._reference if len(t.shape) == 2 and fits("Q4_0", t) and t.weights > 1 << 14]
+        return [t for t in self._base if len(t.shape) == 2 and fits("Q4_0", t) and t.weights > 1 << 14]
 
     def _texts(self) -> Text:
         """The calibration text: most of it to round by, its end to decide by."""
@@ -136,16 +143,16 @@ class Optimisation:
             return msgspec.json.decode(file.read_bytes(), type=dict[str, list[Choice]])
         settings, texts = self._settings, self._texts()
         inputs = read_inputs(
-            self._reference.path, texts.fit, settings.windows, self._run("reads what goes into each matrix"),
+            self._base.path, texts.fit, settings.windows, self._run("reads what goes into each matrix"),
             lambda name: False,
         )  # fmt: skip
-        with LlamaModel(self._reference.path) as model:
+        with LlamaModel(self._base.path) as model:
             pieces = pieces_of(model, texts.held, settings.sensed)
         groups = measure(
-            self._reference, inputs, groups_of(self._matrices(), settings.bands), pieces,
+            self._base, inputs, groups_of(self._matrices(), settings.bands), pieces,
             self._run("sees what the model suffers"),
         )  # fmt: skip
-        found = choices((self._source, self._reference), inputs, groups, settings.kinds, settings.threads)
+        found = choices((self._kept, self._base), inputs, groups, settings.kinds, settings.threads)
         part = file.with_suffix(".part")
         part.write_bytes(msgspec.json.encode(found))
         part.replace(file)
@@ -154,7 +161,7 @@ class Optimisation:
     def _key(self) -> str:
         settings = self._settings
         sizes = (settings.windows, settings.sensed, settings.bands)
-        asked = (self._sha256, sizes, settings.kinds, settings.calibration)
+        asked = (self._sha256, self._passes, sizes, settings.kinds, settings.calibration)
         return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
 
     def _reference_values(self) -> dict[str, float]:
@@ -164,8 +171,8 @@ class Optimisation:
 
     def _budgets(self, options: Mapping[str, Sequence[Choice]], requirements: Sequence[Requirement]) -> list[int]:
         """Bytes for the tensors in ``options``: what a required size leaves, or steps from the least to the most."""
-        rest = self._source.header.pairs_end + 256 * len(self._source.header.tensors)
-        rest += sum(t.size_bytes for t in self._source if t.name not in options)
+        rest = self._kept.header.pairs_end + 256 * len(self._kept.header.tensors)
+        rest += sum(t.size_bytes for t in self._kept if t.name not in options)
         sizes = [one.limit for one in requirements if one.key == "size"]
         sizes += [one.limit * self._weights() / 8 for one in requirements if one.key == "bits"]
         if sizes:
@@ -175,7 +182,7 @@ class Optimisation:
         return [least + (most - least) * step // _STEPS for step in range(1, _STEPS + 1)]
 
     def _weights(self) -> int:
-        return sum(tensor.weights for tensor in self._source)
+        return sum(tensor.weights for tensor in self._base)
 
     def _trial(
         self, number: int, budget: int, options: Mapping[str, Sequence[Choice]], requirements: Sequence[Requirement],
@@ -183,8 +190,8 @@ class Optimisation:
     ) -> Trial:  # fmt: skip
         chosen = allocate(options, budget)
         file = self._work / f"trial-{number}.gguf"
-        kinds = {tensor.name: chosen.kinds.get(tensor.name, tensor.type) for tensor in self._source}
-        rounder = Rounder(self._source, self._reference, kinds, self._texts(), self._run)
+        kinds = {tensor.name: chosen.kinds.get(tensor.name, tensor.type) for tensor in self._kept}
+        rounder = Rounder(self._kept, self._base, kinds, self._texts(), self._run)
         self._told(f"rounds to {chosen.size_bytes / 1e6:.1f} MB")
         write_rounded(file, rounder)
         fit = self._fit(file, "scores it")
@@ -214,7 +221,7 @@ class Optimisation:
             files=(ArtifactFile(_MODEL, "gguf", kept.stat().st_size, sha256_of(kept)),),
             bits_per_weight=trial.bits,
             target="host",
-            lineage=(f"sha256:{self._sha256}", trial.how),
+            lineage=(f"sha256:{self._sha256}", *self._passes, trial.how),
             licence=told,
             card=trial.card,
         )

@@ -58,17 +58,20 @@ def optimise(
     out: Annotated[Path, typer.Option(help="The artifact's folder; beside it a work folder keeps what took long.")],
     windows: Annotated[int, typer.Option(help="Windows of 512 tokens for calibration.", min=4)] = 32,
     judged: Windows = 20,
+    recipe: Annotated[Path | None, typer.Option(help="Passes before rounding, as TOML.")] = None,
     threads: Threads = _THREADS,
 ) -> None:
     """Make an artifact of MODEL that meets what is required; exit code 3 with the nearest where none does."""
     _need_numpy()
     from codriver.optimize.optimise import Optimisation, Settings
+    from codriver.optimize.recipe import NO_PASSES, load_recipe
     from codriver.optimize.requirement import parse_requirements
 
     requirements = parse_requirements(require)
     if calibration.resolve() == scored.resolve():
         raise BadConfigValue("The text for calibration and the scored one are the same file.", param="scored")
-    settings = Settings(_text(calibration), _text(scored), windows, judged, threads=threads)
+    passes = NO_PASSES if recipe is None else load_recipe(recipe)
+    settings = Settings(_text(calibration), _text(scored), windows, judged, threads=threads, recipe=passes)
     with _telling() as told:
         trial = Optimisation(_file(model), out, settings, told).run(requirements)
     typer.echo(f"{out / MANIFEST}: {trial.bits:.2f} bits per weight")
