@@ -61,7 +61,7 @@ async def engine(cloud: Cloud) -> AsyncIterator[None]:
     else:
         engine = await start_on_board(settings, cloud.config.catalogue, "cloud")
         # llama.cpp takes a trailing assistant message so by itself, with tools and JSON too.
-        cloud.engine = engine if settings.kind == "llama_cpp" else GoesOn(engine)
+        cloud.engine = engine if engine.card.can("json_resume") else GoesOn(engine)
     try:
         yield
     finally:

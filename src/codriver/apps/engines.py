@@ -12,6 +12,7 @@ from codriver.catalogue import CatalogueConfig, ModelFile, resolve
 from codriver.core.engine import Engine, Locality
 from codriver.core.errors import BadConfigValue, MissingExtra, MissingFile, SetupError
 from codriver.engines.registry import ENGINES
+from codriver.engines.tuning import load
 
 from .settings import OnBoard
 
@@ -28,10 +29,32 @@ async def start_on_board(settings: OnBoard, catalogue: CatalogueConfig, locality
         null: Engine = ENGINES.load("null")(NullConfig(id=locality, locality=locality, text=settings.null_text))
         return null
     model = resolve(settings.model, catalogue.catalogue(), catalogue.store())
-    kind = ENGINES.load(settings.kind)
-    if settings.kind == "openvino":
+    runtime = measured_runtime(settings, model, catalogue) if settings.kind == "auto" else settings.kind
+    kind = ENGINES.load(runtime)
+    if runtime == "openvino":
         return await _openvino(kind, settings, model, locality)
     return await _llama_cpp(kind, settings, model, catalogue, locality)
+
+
+def tuned_folder(catalogue: CatalogueConfig) -> Path:
+    """Where the measurements of ``codriver engines tune`` are kept."""
+    return catalogue.store().root / "tuned"
+
+
+def measured_runtime(settings: OnBoard, model: ModelFile, catalogue: CatalogueConfig) -> str:
+    """The best runtime of those that agree, by the measurement of this model; else llama.cpp, and the log says why."""
+    if settings.mmproj or settings.prefix_file is not None:
+        _log.info("the runtime is llama_cpp", extra={"reason": "only it has a kept prefix and images"})
+        return "llama_cpp"
+    tuning, reason = load(tuned_folder(catalogue), model.sha256)
+    if tuning is None:
+        _log.warning(
+            "the runtime is llama_cpp", extra={"reason": reason, "mend": f"codriver engines tune {settings.model}"}
+        )
+        return "llama_cpp"
+    best = tuning.pick(settings.best)
+    _log.info("the runtime is " + best.runtime, extra={"best_by": settings.best, "agreement": best.agreement})
+    return best.runtime
 
 
 def start_embedder(settings: OnBoard, catalogue: CatalogueConfig) -> Engine | None:

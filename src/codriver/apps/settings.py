@@ -21,7 +21,10 @@ CLOUD_MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
 class OnBoard:
     """The engine in this process."""
 
-    kind: Literal["llama_cpp", "openvino", "null"] = setting("llama_cpp", "The runtime that loads the model.")
+    kind: Literal["llama_cpp", "openvino", "null", "auto"] = setting(
+        "llama_cpp", "The runtime that loads the model; auto: the best by what `codriver engines tune` measured."
+    )
+    best: Literal["ttft", "decode", "memory"] = setting("ttft", "What auto goes by.")
     model: str = setting(VEHICLE_MODEL, "A catalogue name, or the path of a GGUF file.")
     threads: int = setting(0, "Threads for computing; 0 leaves one core to others.", least=0)
     slots: int = setting(4, "Answers written at the same time.", least=1)

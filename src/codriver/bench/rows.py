@@ -6,24 +6,14 @@ The JSON is ``{"bench", "machine", "started", "rows": [{"system", "case", "metri
 
 from __future__ import annotations
 
-import contextlib
-import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from codriver.core.machine import machine
 
-def machine() -> str:
-    """The machine in a phrase: processor, cores, load, and the Python that ran here."""
-    model = platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
+__all__ = ["Report", "Row", "machine"]
 
 
 @dataclass(frozen=True, slots=True)

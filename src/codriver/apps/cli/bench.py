@@ -23,6 +23,7 @@ BENCHES = Registry(
         "quantise": "codriver.bench.quantise:run",
         "route": "codriver.bench.route:run",
         "soak": "codriver.bench.soak:run",
+        "tune": "codriver.bench.tune:run",
     },
 )
 
