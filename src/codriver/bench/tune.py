@@ -57,9 +57,7 @@ def _rows(one: Figures) -> list[Row]:
         _row(system, "from cold", "start", "ms", one.start_ms),
         _row(system, "one answer", "decode", "tokens/s", one.decode_tps),
         Row(system, "after all", "rss", one.rss_bytes / 1e6, "MB", 1),
-        Row(
-            system, "fixed questions", "agreement", one.agreement, "share", one.positions, one.agreement_low, note=said
-        ),
+        replace(share, note=said),
     ]
 
 
