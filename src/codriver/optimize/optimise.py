@@ -9,223 +9,136 @@ kept in the work folder: a run that was interrupted goes on from there.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from codriver.core.artifact import Artifact, ArtifactFile, Measured, save_artifact, sha256_of
 from codriver.core.errors import BadConfigValue, RequirementMissed
-from codriver.core.gguf import GgufTensor
 
-from .allocate import Choice, allocate
-from .calibrate import LEAST_WINDOWS, read_inputs
-from .evaluate import WINDOW, Fit, Progress, Run, evaluate, pieces_of
-from .gguf_file import GgufFile, fits
+from .allocate import Allocation
+from .evaluate import WINDOW, Fit, evaluate
+from .gguf_file import GgufFile
+from .gptq import DAMPING
 from .latency import measure as measure_latency
-from .llama_runtime import LlamaModel
-from .recipe import NO_PASSES, Recipe, Workshop
 from .requirement import Requirement
-from .rounding import Rounder, Text, write_reference, write_rounded
-from .sensitivity import choices, groups_of, measure
+from .task import Settings, Task, Told, begin
+from .variant import Variant
 
-KINDS = ("Q2_K", "Q3_K", "Q4_0", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0")
-_SMALL_WEIGHTS = 500_000_000  # up to so many the reference is F32, beyond that F16
 _STEPS = 8
 _MODEL = "model.gguf"
-Told = Callable[[str], Progress]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """``windows``: of 512 tokens, for calibration; a quarter as many are kept back. ``sensed`` tell what the model
-    suffers, ``judged`` are scored. ``kinds``: the types that may be chosen.
-    """
-
-    calibration: str
-    scored: str
-    windows: int = 32
-    judged: int = 20
-    sensed: int = 2
-    bands: int = 5
-    kinds: tuple[str, ...] = KINDS
-    threads: int = 2
-    runs: int = 5
-    recipe: Recipe = NO_PASSES
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One artifact that was made: ``values`` by metric, ``missed`` what it does not meet, ``how`` it was rounded."""
+    """One artifact that was made: ``values`` by metric, ``missed`` what it does not meet, ``lineage`` how it came to
+    be.
+    """
 
     file: Path
     values: dict[str, float]
     card: tuple[Measured, ...]
     missed: tuple[Requirement, ...]
-    bits: float
-    how: str
+    lineage: tuple[str, ...]
+
+    @property
+    def bits(self) -> float:
+        return self.values["bits"]
+
+
+@dataclass
+class Measuring:
+    """Whether a file meets ``requirements``, measured on the file itself. The reference is scored once, and only where
+    a requirement is relative to it.
+    """
+
+    task: Task
+    requirements: Sequence[Requirement]
+    _reference: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> Mapping[str, float]:
+        if not self._reference and any(one.relative for one in self.requirements):
+            task, settings = self.task, self.task.settings
+            fit = evaluate(
+                task.reference.path, None, settings.scored, settings.judged, task.run("scores the reference")
+            )
+            self._reference = {"ppl": fit.perplexity, "size": float(task.source.path.stat().st_size)}
+        return self._reference
+
+    def fit(self, file: Path, windows: int) -> Fit:
+        task = self.task
+        return evaluate(file, task.reference.path, task.settings.scored, windows, task.run("scores it"))
+
+    def trial(self, variant: Variant, file: Path, how: str) -> Trial:
+        settings = self.task.settings
+        fit = self.fit(file, settings.judged)
+        prompts = sorted({one.tokens for one in self.requirements if one.tokens} or {WINDOW})
+        card = [*card_of(fit, file), *measure_latency(file, settings.threads, settings.runs, prompts)]
+        values = {one.metric: one.value for one in card}
+        values["bits"] = 8 * sum(t.size_bytes for t in GgufFile(file)) / variant.weights
+        missed = tuple(one for one in self.requirements if not one.met(values[one.key], self.reference))
+        lineage = (f"sha256:{self.task.sha256}", *variant.passes, how)
+        return Trial(file, values, tuple(card), missed, lineage)
 
 
 class Optimisation:
     """``source`` to an artifact in ``out``. ``told`` names a step that begins and takes its progress."""
 
     def __init__(self, source: Path, out: Path, settings: Settings, told: Told) -> None:
-        self._source, self._out, self._settings, self._told = GgufFile(source), out, settings, told
         if out.exists() and any(out.iterdir()):
             raise BadConfigValue(f"The folder {out} is not empty; name another one.", param="out")
-        self._refuse_short()
-        self._work = out.with_name(out.name + ".work")
-        self._work.mkdir(parents=True, exist_ok=True)
-        self._sha256 = sha256_of(source)
-        weights = sum(tensor.weights for tensor in self._source)
-        self._reference = self._made_reference("F32" if weights <= _SMALL_WEIGHTS else "F16")
-        shop = Workshop(self._work, self._run, settings.calibration)
-        changed, self._passes = settings.recipe.run(self._reference.path, self._work, shop)
-        # What is rounded, and the file whose types and bytes may be kept: the source's own, where no pass changed them.
-        self._base = GgufFile(changed) if self._passes else self._reference
-        self._kept = self._base if self._passes else self._source
+        self.out = out
+        self.task = begin(source, out.with_name(out.name + ".work"), settings, told)
 
     def run(self, requirements: Sequence[Requirement]) -> Trial:
         """Errors: :class:`RequirementMissed` when none of what was made meets them; the nearest is in ``out`` then."""
-        options = self._options()
-        reference = self._reference_values() if any(one.relative for one in requirements) else {}
-        budgets = self._budgets(options, requirements)
+        variant = Variant(self.task, self.task.settings.recipe)
+        measuring = Measuring(self.task, requirements)
         best: Trial | None = None
-        for number, budget in enumerate(budgets):
-            trial = self._trial(number, budget, options, requirements, reference)
+        for number, chosen in enumerate(self._allocations(variant, requirements)):
+            file = self.task.work / f"trial-{number}.gguf"
+            trial = measuring.trial(variant, file, variant.write(file, chosen, DAMPING))
             if best is None or len(trial.missed) <= len(best.missed):
                 best = trial
             if not trial.missed:
                 break
         assert best is not None
-        self._keep(best)
-        if best.missed:
-            told = "; ".join(f"{one} (it has {best.values.get(one.key, float('nan')):g})" for one in best.missed)
-            raise RequirementMissed(f"No artifact meets {told}. The nearest is kept in {self._out}.")
-        return best
+        return self.kept(best)
 
-    # ------------------------------------------------------------ steps
+    def _allocations(self, variant: Variant, requirements: Sequence[Requirement]) -> Sequence[Allocation]:
+        """What a required size leaves, or steps from the least to the most."""
+        budget = variant.budget(requirements)
+        if budget is not None:
+            return [variant.allocated(budget)]
+        least, most = variant.range_bytes()
+        return [variant.allocated(least + (most - least) * step // _STEPS) for step in range(1, _STEPS + 1)]
 
-    def _made_reference(self, kind: str) -> GgufFile:
-        file = self._work / f"reference-{kind}-{self._sha256[:16]}.gguf"
-        if not file.exists():
-            self._told(f"writes the reference ({kind})")
-            write_reference(self._source, file, kind)
-        return GgufFile(file)
-
-    def _matrices(self) -> list[GgufTensor]:
-        """The tensors that may get another type: all that have rows of blocks, but for what is tiny."""
-        return [t for t in self._base if len(t.shape) == 2 and fits("Q4_0", t) and t.weights > 1 << 14]
-
-    def _texts(self) -> Text:
-        """The calibration text: most of it to round by, its end to decide by."""
-        text, settings = self._settings.calibration, self._settings
-        cut = len(text) * 4 // 5
-        return Text(text[:cut], text[cut:], settings.windows, max(LEAST_WINDOWS, settings.windows // 4))
-
-    def _refuse_short(self) -> None:
-        """Before anything long begins. Errors: :class:`BadConfigValue`."""
-        with LlamaModel(self._source.path) as model:
-            found, needed = len(model.tokens(self._texts().held)), LEAST_WINDOWS * WINDOW
-        if found < needed:
-            raise BadConfigValue(
-                f"The calibration text is too short: its last fifth has {found} tokens, and {needed} are needed.",
-                param="calibration",
-            )
-
-    def _options(self) -> dict[str, list[Choice]]:
-        """Each tensor's types with bytes and expected KL; kept between runs."""
-        file = self._work / f"sensitivity-{self._key()}.json"
-        if file.exists():
-            return msgspec.json.decode(file.read_bytes(), type=dict[str, list[Choice]])
-        settings, texts = self._settings, self._texts()
-        inputs = read_inputs(
-            self._base.path, texts.fit, settings.windows, self._run("reads what goes into each matrix"),
-            lambda name: False,
-        )  # fmt: skip
-        with LlamaModel(self._base.path) as model:
-            pieces = pieces_of(model, texts.held, settings.sensed)
-        groups = measure(
-            self._base, inputs, groups_of(self._matrices(), settings.bands), pieces,
-            self._run("sees what the model suffers"),
-        )  # fmt: skip
-        found = choices((self._kept, self._base), inputs, groups, settings.kinds, settings.threads)
-        part = file.with_suffix(".part")
-        part.write_bytes(msgspec.json.encode(found))
-        part.replace(file)
-        return found
-
-    def _key(self) -> str:
-        settings = self._settings
-        sizes = (settings.windows, settings.sensed, settings.bands)
-        asked = (self._sha256, self._passes, sizes, settings.kinds, settings.calibration)
-        return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
-
-    def _reference_values(self) -> dict[str, float]:
-        settings, run = self._settings, self._run("scores the reference")
-        fit = evaluate(self._reference.path, None, settings.scored, settings.judged, run)
-        return {"ppl": fit.perplexity, "size": float(self._source.path.stat().st_size)}
-
-    def _budgets(self, options: Mapping[str, Sequence[Choice]], requirements: Sequence[Requirement]) -> list[int]:
-        """Bytes for the tensors in ``options``: what a required size leaves, or steps from the least to the most."""
-        rest = self._kept.header.pairs_end + 256 * len(self._kept.header.tensors)
-        rest += sum(t.size_bytes for t in self._kept if t.name not in options)
-        sizes = [one.limit for one in requirements if one.key == "size"]
-        sizes += [one.limit * self._weights() / 8 for one in requirements if one.key == "bits"]
-        if sizes:
-            return [int(min(sizes)) - rest]
-        least = sum(min(one.size_bytes for one in of) for of in options.values())
-        most = sum(max(one.size_bytes for one in of) for of in options.values())
-        return [least + (most - least) * step // _STEPS for step in range(1, _STEPS + 1)]
-
-    def _weights(self) -> int:
-        return sum(tensor.weights for tensor in self._base)
-
-    def _trial(
-        self, number: int, budget: int, options: Mapping[str, Sequence[Choice]], requirements: Sequence[Requirement],
-        reference: Mapping[str, float],
-    ) -> Trial:  # fmt: skip
-        chosen = allocate(options, budget)
-        file = self._work / f"trial-{number}.gguf"
-        kinds = {tensor.name: chosen.kinds.get(tensor.name, tensor.type) for tensor in self._kept}
-        rounder = Rounder(self._kept, self._base, kinds, self._texts(), self._run)
-        self._told(f"rounds to {chosen.size_bytes / 1e6:.1f} MB")
-        write_rounded(file, rounder)
-        fit = self._fit(file, "scores it")
-        prompts = sorted({one.tokens for one in requirements if one.tokens} or {WINDOW})
-        card = [*card_of(fit, file), *measure_latency(file, self._settings.threads, self._settings.runs, prompts)]
-        values = {one.metric: one.value for one in card}
-        bits = 8 * sum(t.size_bytes for t in GgufFile(file)) / self._weights()
-        values["bits"] = bits
-        missed = tuple(one for one in requirements if not one.met(values[one.key], reference))
-        how = ", ".join(f"{count} {way}" for way, count in sorted(Counter(rounder.how.values()).items()))
-        return Trial(file, values, tuple(card), missed, bits, f"types by measured KL; matrices rounded: {how}")
-
-    def _fit(self, file: Path, step: str) -> Fit:
-        settings = self._settings
-        return evaluate(file, self._reference.path, settings.scored, settings.judged, self._run(step))
-
-    def _run(self, step: str) -> Run:
-        return Run(self._settings.threads, self._told(step))
-
-    def _keep(self, trial: Trial) -> None:
-        self._out.mkdir(parents=True, exist_ok=True)
-        kept = self._out / _MODEL
+    def kept(self, trial: Trial) -> Trial:
+        """Make ``trial`` the artifact. Errors: :class:`RequirementMissed` where it misses something; it is kept then,
+        too.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        kept = self.out / _MODEL
         trial.file.replace(kept)
-        told = str(self._source.header.metadata.get("general.license", "not stated by the source"))
+        metadata = self.task.source.header.metadata
         artifact = Artifact(
-            name=str(self._source.header.metadata.get("general.name", self._source.path.stem)),
+            name=str(metadata.get("general.name", self.task.source.path.stem)),
             files=(ArtifactFile(_MODEL, "gguf", kept.stat().st_size, sha256_of(kept)),),
             bits_per_weight=trial.bits,
             target="host",
-            lineage=(f"sha256:{self._sha256}", *self._passes, trial.how),
-            licence=told,
+            lineage=trial.lineage,
+            licence=str(metadata.get("general.license", "not stated by the source")),
             card=trial.card,
         )
-        save_artifact(artifact, self._out)
+        save_artifact(artifact, self.out)
+        if trial.missed:
+            told = "; ".join(f"{one} (it has {trial.values.get(one.key, math.nan):g})" for one in trial.missed)
+            raise RequirementMissed(f"No artifact meets {told}. The nearest is kept in {self.out}.")
+        return trial
 
 
 def card_of(fit: Fit, file: Path) -> list[Measured]:

@@ -14,7 +14,7 @@ from .calibrate import Inputs, read_inputs
 from .evaluate import Run
 from .ggml import Bytes, dequantise, quantise
 from .gguf_file import Changes, GgufFile, rewrite
-from .gptq import output_loss, round_second_order
+from .gptq import DAMPING, output_loss, round_second_order
 
 _FILE_TYPE = "general.file_type"
 GUESSED = 1024  # llama.cpp's ``llama_ftype`` for a file whose types follow no name
@@ -42,6 +42,7 @@ class Rounder:
     kinds: Mapping[str, str]
     text: Text
     run: Callable[[str], Run]
+    damping: float = DAMPING
     how: dict[str, str] = field(default_factory=dict)
     _fit: Inputs = field(default_factory=Inputs)
     _held: Inputs = field(default_factory=Inputs)
@@ -60,7 +61,7 @@ class Rounder:
             return quantise(kind, weights)
         moment, held = self._fit.moment(name), self._held.moment(name)
         nearest = quantise(kind, weights, self._fit.importance(name))
-        second = round_second_order(kind, weights, moment)
+        second = round_second_order(kind, weights, moment, self.damping)
         lost = [output_loss(weights, dequantise(kind, made, weights.shape), held) for made in (nearest, second)]
         self.how[name] = "second order" if lost[1] < lost[0] else "nearest"
         return second if lost[1] < lost[0] else nearest

@@ -13,10 +13,11 @@ from codriver.optimize.calibrate import Inputs
 from codriver.optimize.evaluate import Run
 from codriver.optimize.ggml import quantise
 from codriver.optimize.gguf_file import Changes, GgufFile, rewrite
-from codriver.optimize.optimise import Optimisation, Settings
+from codriver.optimize.optimise import Optimisation
 from codriver.optimize.requirement import parse_requirements
 from codriver.optimize.rounding import Rounder, Text, write_reference, write_rounded
 from codriver.optimize.sensitivity import Group, choices
+from codriver.optimize.task import Settings
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ BENCHES = Registry(
         "gateway": "codriver.bench.gateway:run",
         "quantise": "codriver.bench.quantise:run",
         "route": "codriver.bench.route:run",
+        "search": "codriver.bench.search:run",
         "soak": "codriver.bench.soak:run",
         "tune": "codriver.bench.tune:run",
     },

@@ -58,22 +58,34 @@ def optimise(
     out: Annotated[Path, typer.Option(help="The artifact's folder; beside it a work folder keeps what took long.")],
     windows: Annotated[int, typer.Option(help="Windows of 512 tokens for calibration.", min=4)] = 32,
     judged: Windows = 20,
-    recipe: Annotated[Path | None, typer.Option(help="Passes before rounding, as TOML.")] = None,
+    recipe: Annotated[
+        list[Path] | None, typer.Option(help="Passes before rounding, as TOML; a search takes several.")
+    ] = None,
+    search: Annotated[float | None, typer.Option(help="Minutes to search in.", min=0)] = None,
     threads: Threads = _THREADS,
 ) -> None:
     """Make an artifact of MODEL that meets what is required; exit code 3 with the nearest where none does."""
     _need_numpy()
-    from codriver.optimize.optimise import Optimisation, Settings
+    from codriver.optimize.optimise import Optimisation
     from codriver.optimize.recipe import NO_PASSES, load_recipe
     from codriver.optimize.requirement import parse_requirements
+    from codriver.optimize.search import Search
+    from codriver.optimize.task import Settings
 
     requirements = parse_requirements(require)
     if calibration.resolve() == scored.resolve():
         raise BadConfigValue("The text for calibration and the scored one are the same file.", param="scored")
-    passes = NO_PASSES if recipe is None else load_recipe(recipe)
+    recipes = {file.stem: load_recipe(file) for file in recipe or ()}
+    if len(recipes) > 1 and search is None:
+        raise BadConfigValue("Several recipes are for a search: give --search MINUTES.", param="recipe")
+    passes = next(iter(recipes.values()), NO_PASSES)
     settings = Settings(_text(calibration), _text(scored), windows, judged, threads=threads, recipe=passes)
     with _telling() as told:
-        trial = Optimisation(_file(model), out, settings, told).run(requirements)
+        optimisation = Optimisation(_file(model), out, settings, told)
+        if search is None:
+            trial = optimisation.run(requirements)
+        else:
+            trial = Search(optimisation, {"none": NO_PASSES, **recipes}, 60 * search).run(requirements)
     typer.echo(f"{out / MANIFEST}: {trial.bits:.2f} bits per weight")
     _cards([(str(out), dict(trial.values))])
 

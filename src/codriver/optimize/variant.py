@@ -1,0 +1,113 @@
+"""The model after a recipe's passes: what its tensors may become, and the files that are made of it.
+
+What its tensors may become takes long to find out, and is kept in the work folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from codriver.core.gguf import GgufTensor
+
+from .allocate import Allocation, Choice, allocate
+from .calibrate import read_inputs
+from .evaluate import pieces_of
+from .gguf_file import GgufFile, fits
+from .gptq import DAMPING
+from .llama_runtime import LlamaModel
+from .recipe import Recipe, Workshop
+from .requirement import Requirement
+from .rounding import Rounder, write_rounded
+from .sensitivity import choices, groups_of, measure
+from .task import Task
+
+_PADDING = 256  # bytes, more than a tensor's entry in the header and its alignment take
+
+
+class Variant:
+    """``passes``: what the recipe's passes did, in order. Errors of making one: those of the passes."""
+
+    def __init__(self, task: Task, recipe: Recipe) -> None:
+        self._task = task
+        shop = Workshop(task.work, task.run, task.settings.calibration)
+        changed, self.passes = recipe.run(task.reference.path, task.work, shop)
+        # What is rounded, and the file whose types and bytes may be kept: the source's own, where no pass changed them.
+        self._base = GgufFile(changed) if self.passes else task.reference
+        self._kept = self._base if self.passes else task.source
+
+    @property
+    def sensitivity_file(self) -> Path:
+        settings = self._task.settings
+        sizes = (settings.windows, settings.sensed, settings.bands)
+        asked = (self._task.sha256, self.passes, sizes, settings.kinds, settings.calibration)
+        return self._task.work / f"sensitivity-{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}.json"
+
+    @cached_property
+    def options(self) -> dict[str, list[Choice]]:
+        """Each tensor's types with bytes and expected KL."""
+        file = self.sensitivity_file
+        if file.exists():
+            return msgspec.json.decode(file.read_bytes(), type=dict[str, list[Choice]])
+        task, settings = self._task, self._task.settings
+        inputs = read_inputs(
+            self._base.path, task.texts().fit, settings.windows, task.run("reads what goes into each matrix"),
+            lambda name: False,
+        )  # fmt: skip
+        with LlamaModel(self._base.path) as model:
+            pieces = pieces_of(model, task.texts().held, settings.sensed)
+        groups = measure(
+            self._base, inputs, groups_of(self._matrices(), settings.bands), pieces,
+            task.run("sees what the model suffers"),
+        )  # fmt: skip
+        found = choices((self._kept, self._base), inputs, groups, settings.kinds, settings.threads)
+        part = file.with_suffix(".part")
+        part.write_bytes(msgspec.json.encode(found))
+        part.replace(file)
+        return found
+
+    def _matrices(self) -> list[GgufTensor]:
+        """The tensors that may get another type: all that have rows of blocks, but for what is tiny."""
+        return [t for t in self._base if len(t.shape) == 2 and fits("Q4_0", t) and t.weights > 1 << 14]
+
+    @property
+    def weights(self) -> int:
+        return sum(tensor.weights for tensor in self._base)
+
+    @property
+    def rest_bytes(self) -> int:
+        """What a file of it takes beside the tensors in ``options``; a little too much, never too little."""
+        rest = self._kept.header.pairs_end + _PADDING * len(self._kept.header.tensors)
+        return rest + sum(t.size_bytes for t in self._kept if t.name not in self.options)
+
+    def range_bytes(self) -> tuple[int, int]:
+        """The least and the most that the tensors in ``options`` can take."""
+        sizes = [[one.size_bytes for one in of] for of in self.options.values()]
+        return sum(map(min, sizes)), sum(map(max, sizes))
+
+    def budget(self, requirements: Sequence[Requirement]) -> int | None:
+        """Bytes for the tensors in ``options`` under a required size; ``None`` where none is required."""
+        limits = [one.limit for one in requirements if one.key == "size"]
+        limits += [one.limit * self.weights / 8 for one in requirements if one.key == "bits"]
+        return int(min(limits)) - self.rest_bytes if limits else None
+
+    def allocated(self, budget: int, kinds: Sequence[str] | None = None) -> Allocation:
+        """``kinds``: the types that may be chosen; all of the settings' by default. Errors: those of ``allocate``."""
+        options: Mapping[str, Sequence[Choice]] = self.options
+        if kinds is not None:
+            options = {name: [one for one in of if one.kind in kinds] or of for name, of in options.items()}
+        return allocate(options, budget)
+
+    def write(self, file: Path, chosen: Allocation, damping: float = DAMPING) -> str:
+        """Round to what was ``chosen``; how it was done, as a phrase for the lineage."""
+        kinds = {tensor.name: chosen.kinds.get(tensor.name, tensor.type) for tensor in self._kept}
+        rounder = Rounder(self._kept, self._base, kinds, self._task.texts(), self._task.run, damping)
+        self._task.told(f"rounds to {chosen.size_bytes / 1e6:.1f} MB")
+        write_rounded(file, rounder)
+        ways = Counter(rounder.how.values())
+        return "types by measured KL; matrices rounded: " + ", ".join(f"{n} {way}" for way, n in sorted(ways.items()))

@@ -1,0 +1,89 @@
+"""A search that is led by what it measured, stops when its time is up, and goes on where it was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+pytest.importorskip("optuna", reason="the extra 'optimize' brings Optuna")
+
+from codriver.core.artifact import load_artifact
+from codriver.optimize.optimise import Optimisation
+from codriver.optimize.recipe import NO_PASSES
+from codriver.optimize.requirement import parse_requirements
+from codriver.optimize.search import Record, Search, front, read_found
+from codriver.optimize.search_journal import Journal
+from codriver.optimize.task import Settings
+
+
+def record(key: str, size: int, kl: float, state: str = "measured") -> Record:
+    found = {"recipe": "none", "kinds": "all", "damping": 0.1, "key": key, "size_bytes": size, "expected_kl": kl,
+             "state": state, "values": {"kl": kl}, "broken": [kl - 0.1], "missed": []}  # fmt: skip
+    return msgspec.convert(found, Record)
+
+
+def test_the_front_holds_what_no_other_beats() -> None:
+    records = [record("a", 30, 0.3), record("b", 20, 0.5), record("c", 40, 0.3), record("d", 25, 0.6),
+               record("e", 10, 0.0, "scored"), record("b", 20, 0.5)]  # fmt: skip
+    assert [one.key for one in front(records)] == ["b", "a"]
+    assert front([]) == []
+
+
+def test_what_was_proposed_and_not_told_is_proposed_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "one", ["none", "awq"])
+    first = journal.propose()
+    assert (first.recipe, first.share, first.kinds) == ("none", 1.0, "all")
+    journal.tell(first, record("a", 30, 0.3), (0.3, 30.0), [0.2])
+    second = journal.propose()
+    assert second.recipe == "awq"
+    # The process dies here, and another goes on.
+    again = Journal(tmp_path, "one", ["none", "awq"])
+    assert again.records(Record) == [record("a", 30, 0.3)]
+    third = again.propose()
+    assert (third.recipe, third.kinds, third.damping, third.share) == (second.recipe, "all", 0.1, 1.0)
+    assert Journal(tmp_path, "another", ["none"]).records(Record) == []
+
+
+def test_proposals_move_to_where_requirements_are_met(tmp_path: Path) -> None:
+    """The value falls with the share, and what is below a half breaks a requirement: seen by what is proposed late."""
+    journal = Journal(tmp_path, "one", ["none"])
+    shares = []
+    for number in range(40):
+        told = journal.propose()
+        shares.append(told.share)
+        journal.tell(told, record(str(number), 1, 1.0), (1 - told.share, 1.0), [0.5 - told.share])
+    assert sum(shares[20:]) / 20 > 0.6 > sum(shares[1:9]) / 8
+
+
+def test_a_search_ends_in_time_and_goes_on(short_model: Path, sentences: str, tmp_path: Path) -> None:
+    sizes = {"windows": 8, "judged": 4, "sensed": 1, "bands": 1, "runs": 1}
+    settings = Settings(sentences, sentences[: len(sentences) // 2], kinds=("Q4_0", "Q5_0", "Q8_0"), **sizes)  # type: ignore[arg-type]
+    steps: list[str] = []
+
+    def told(step: str) -> Callable[[int, int], None]:
+        steps.append(step)
+        return lambda done, of: None
+
+    def search(out: Path, seconds: float, clock: Callable[[], float]) -> list[str]:
+        steps.clear()
+        optimisation = Optimisation(short_model, out, settings, told)
+        found = Search(optimisation, {"none": NO_PASSES}, seconds, clock).run(parse_requirements("size<=28MB, kl<=0.5"))
+        assert found.missed == ()
+        return [step for step in steps if step.startswith("trial ")]
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert search(first, 0.0, lambda: 0.0) == ["trial 1: none"]
+    kept = load_artifact(first)
+    assert kept.lineage[1].startswith("types by measured KL; matrices rounded: ")
+    # The artifact took its file; the rest of what was found stays, and a minute more brings more trials.
+    (tmp_path / "first.work").rename(tmp_path / "second.work")
+    minute = iter([0.0, 1.0, 2.0, 61.0])
+    assert search(second, 60.0, lambda: next(minute)) == ["trial 2: none", "trial 3: none"]
+    found = read_found(second)
+    assert found is not None and len(found.records) >= 2
+    best = {one.metric: one.value for one in load_artifact(second).card}
+    assert best["kl"] == min(one.kl for one in found.front if not one.missed)
+    assert [one.size_bytes for one in found.front] == sorted(one.size_bytes for one in found.front)
