@@ -77,8 +77,10 @@ class Reading:
             )
 
 
-def read_losses(context: Context, tokens: list[int], reading: Reading) -> Floats:
-    """Of each token but the first, in nats: -log p. Where cells are full, the oldest behind the sinks are dropped."""
+def read_losses(context: Context, tokens: list[int], reading: Reading, first: int = 0) -> Floats:
+    """Of each token behind number ``first``, in nats: -log p. Where cells are full, the oldest behind the sinks are
+    dropped. Errors: those of ``Context.drop``.
+    """
     held, losses = 0, []
     for begin in range(0, len(tokens), STEP):
         piece, follows = tokens[begin : begin + STEP], tokens[begin + 1 : begin + STEP + 1]
@@ -86,8 +88,11 @@ def read_losses(context: Context, tokens: list[int], reading: Reading) -> Floats
         if reading.cells and over > 0:
             context.drop(reading.sinks, reading.sinks + over)
             held -= over
-        told = log_softmax((context.more if begin else context.logits)(piece))
-        losses.append(-told[np.arange(len(follows)), follows])
+        skipped = min(max(0, first - begin), len(piece))
+        logits = (context.more if begin else context.logits)(piece, skipped)
+        follows = follows[skipped:]
+        if follows:
+            losses.append(-log_softmax(logits)[np.arange(len(follows)), follows])
         held += len(piece)
     return np.concatenate(losses)
 
@@ -118,7 +123,7 @@ def main(asked: bytes) -> list[Measured]:
         ids = [*model.begin, *model.tokens(text)][:tokens]
         cache = Cache(reading.keys, reading.values, reading.cells or len(ids))
         with model.context(STEP, threads, cache=cache) as context:
-            losses = read_losses(context, ids, reading)[len(ids) // 2 :].astype(np.float64)
+            losses = read_losses(context, ids, reading, len(ids) // 2).astype(np.float64)
             rss = peak_bytes() - before
     mean, error = losses.mean(), losses.std(ddof=1) / len(losses) ** 0.5
     low, high = np.exp(mean - 1.96 * error), np.exp(mean + 1.96 * error)

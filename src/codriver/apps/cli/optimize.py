@@ -155,7 +155,9 @@ def evaluate(
     from codriver.optimize.llama_runtime import Cache
 
     if cells and not read:
-        raise BadConfigValue("A window of cells shows in a long text only: say how many tokens to --read.", param="read")
+        raise BadConfigValue(
+            "A window of cells shows in a long text only: say how many tokens to --read.", param="read"
+        )
     file, scored = _file(model), _text(text)
     reading = kv_cache.Reading(cache_k.upper(), cache_v.upper(), cells)
     reading.refuse()
