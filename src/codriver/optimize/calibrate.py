@@ -17,7 +17,7 @@ from codriver.core.errors import BadConfigValue
 
 from .evaluate import WINDOW, Run
 from .ggml import Floats
-from .llama_runtime import LlamaModel
+from .llama_runtime import LlamaModel, Taker
 
 LEAST_WINDOWS = 4
 
@@ -70,6 +70,19 @@ def read_inputs(
     for a text that is too short.
     """
     found = Inputs()
+
+    def take(weight: str, given: str, values: Floats) -> None:
+        found.add(weight, given, values, whole(weight))
+
+    found.n = read_windows(model, text, windows, run, take)
+    return found
+
+
+def read_windows(model: Path, text: str, windows: int, run: Run, take: Taker) -> int:
+    """How many tokens of the text were read, while ``take`` saw what goes into each matrix. Errors: as
+    :func:`read_inputs`.
+    """
+    read = 0
     with LlamaModel(model) as loaded:
         ids = loaded.tokens(text)
         room = WINDOW - len(loaded.begin)
@@ -79,16 +92,12 @@ def read_inputs(
                 param="calibration",
             )
         pieces = spread(ids, room, min(windows, len(ids) // room))
-
-        def take(weight: str, given: str, values: Floats) -> None:
-            found.add(weight, given, values, whole(weight))
-
         with loaded.context(WINDOW, run.threads, take) as context:
             for number, piece in enumerate(pieces):
                 context.logits([*loaded.begin, *piece])
-                found.n += len(loaded.begin) + len(piece)
+                read += len(loaded.begin) + len(piece)
                 run.tell(number + 1, len(pieces))
-    return found
+    return read
 
 
 def spread(ids: list[int], room: int, count: int) -> list[list[int]]:

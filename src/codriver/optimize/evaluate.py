@@ -17,7 +17,7 @@ import numpy as np
 from codriver.core.errors import BadConfigValue
 
 from .ggml import Floats
-from .llama_runtime import Context, LlamaModel
+from .llama_runtime import PLAIN_CACHE, Cache, Context, LlamaModel
 
 WINDOW = 512
 _FIRST = WINDOW // 2
@@ -28,10 +28,13 @@ Pieces = list[list[int]]
 
 @dataclass(frozen=True)
 class Run:
-    """How the work is done: on how many threads, and who is told how much of it."""
+    """How the work is done: on how many threads, who is told how much of it, and in what a candidate's keys and values
+    are held.
+    """
 
     threads: int = 2
     progress: Progress | None = None
+    cache: Cache = PLAIN_CACHE
 
     def tell(self, done: int, of: int) -> None:
         if self.progress is not None:
@@ -65,7 +68,7 @@ def evaluate(candidate: Path, reference: Path | None, text: str, windows: int, r
                     "they cannot be compared."
                 )
             with judge.context(WINDOW, run.threads) as context:
-                told = (_log_softmax(context.logits(piece, _FIRST)[:-1]) for piece in pieces)
+                told = (log_softmax(context.logits(piece, _FIRST)[:-1]) for piece in pieces)
                 return _scored(model, told, pieces, run)
 
 
@@ -82,7 +85,7 @@ def pieces_of(model: LlamaModel, text: str, windows: int) -> Pieces:
 def predictions(file: Path, pieces: Pieces, threads: int) -> list[Floats]:
     """What ``file`` predicts, to compare others with: log-probabilities (positions, vocabulary) of each window."""
     with LlamaModel(file) as model, model.context(WINDOW, threads) as context:
-        return [_log_softmax(context.logits(piece, _FIRST)[:-1]) for piece in pieces]
+        return [log_softmax(context.logits(piece, _FIRST)[:-1]) for piece in pieces]
 
 
 def compare(candidate: Path, reference: Sequence[Floats], pieces: Pieces, run: Run) -> Fit:
@@ -98,7 +101,7 @@ def _scored(
     run: Run,
 ) -> Fit:
     found = _Sums()
-    with model.context(WINDOW, run.threads) as context:
+    with model.context(WINDOW, run.threads, cache=run.cache) as context:
         for number, piece in enumerate(pieces):
             found.add(context, piece, next(reference) if reference is not None else None)
             run.tell(number + 1, len(pieces))
@@ -115,7 +118,7 @@ class _Sums:
         follows = np.array(piece[_FIRST + 1 :])
         logits = context.logits(piece, _FIRST)[:-1]
         for at in range(0, len(follows), _ROWS):
-            told = _log_softmax(logits[at : at + _ROWS])
+            told = log_softmax(logits[at : at + _ROWS])
             self._losses.append(-told[np.arange(len(told)), follows[at : at + _ROWS]])
             if reference is not None:
                 right = reference[at : at + _ROWS]
@@ -130,7 +133,8 @@ class _Sums:
         return Fit(sum(map(len, self._losses)), perplexity, perplexity * loss_error, kl, kl_error, same)
 
 
-def _log_softmax(logits: Floats) -> Floats:
+def log_softmax(logits: Floats) -> Floats:
+    """Log-probabilities (positions, vocabulary)."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     found: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return found

@@ -62,16 +62,19 @@ class GgufFile:
 @dataclass(frozen=True)
 class Changes:
     """``kinds``: the tensors whose type changes. ``told``: metadata that is set or added; of a pair that is there
-    already only a number can be set. ``dropped``: tensors that are left out.
+    already only a number can be set. ``dropped``: tensors that are left out. ``added``: tensors that come behind the
+    others, each with its name, type and shape.
     """
 
     kinds: Mapping[str, str]
     told: Mapping[str, str | int] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
+    added: tuple[GgufTensor, ...] = ()
 
 
 def rewrite(source: GgufFile, target: Path, changes: Changes, data: Callable[[GgufTensor], Bytes]) -> None:
-    """Write ``source`` to ``target`` with ``changes``; ``data`` gives the bytes of a tensor of another type.
+    """Write ``source`` to ``target`` with ``changes``; ``data`` gives the bytes of each tensor that is named in
+    ``kinds`` (by its own type, too) or added.
 
     Errors: :class:`BadModelFile` when ``data`` gives another number of bytes than the type has; :class:`DiskFull`.
     """
@@ -95,8 +98,10 @@ def rewrite(source: GgufFile, target: Path, changes: Changes, data: Callable[[Gg
 def _write(
     source: GgufFile, write: Callable[[bytes], object], changes: Changes, data: Callable[[GgufTensor], Bytes]
 ) -> None:
-    header, kinds = source.header, changes.kinds
-    kept = [tensor for tensor in source if tensor.name not in changes.dropped]
+    header, kinds = source.header, {**changes.kinds, **{tensor.name: tensor.type for tensor in changes.added}}
+    kept = [tensor for tensor in source if tensor.name not in changes.dropped] + [*changes.added]
+    if len({tensor.name for tensor in kept}) < len(kept):
+        raise BadModelFile(f"A tensor that {source.path} has already cannot be added to it once more.")
     pairs = _pairs(source, {key: value for key, value in changes.told.items() if key in header.value_at})
     new = {key: value for key, value in changes.told.items() if key not in header.value_at}
     added = b"".join(_pair(key, value) for key, value in new.items())

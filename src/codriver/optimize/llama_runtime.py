@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from codriver.core.errors import BadModelFile, MissingExtra
+from codriver.core.errors import BadConfigValue, BadModelFile, MissingExtra
 
-from .ggml import Floats, library
+from .ggml import NUMBERS, Floats, library
 
 _F32 = 0
 _BYTES = 512  # more than any of its structs has
@@ -26,6 +28,39 @@ _I32_P = ctypes.POINTER(ctypes.c_int32)
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _EVAL = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
 Taker = Callable[[str, str, Floats], None]
+Keeper = Callable[[str, Floats], Floats]
+CACHE_TYPES = ("F32", "F16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
+SHARES = "kq_soft_max"
+_CACHE_ROWS = re.compile(r"cache_([kv])_l\d+ \(view\)")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What a context holds of the tokens it read. ``keys`` and ``values``: types by their names in GGUF files.
+    ``cells``: for so many tokens; 0 for as many as are read at once. ``keep``: what is held in place of new rows
+    (tokens, width) of ``k`` or ``v``, as F16 has it. ``fused``: attention in one step, as llama.cpp does by itself;
+    without it the shares of attention can be looked at, and values cannot be of a quantised type.
+    """
+
+    keys: str = "F16"
+    values: str = "F16"
+    cells: int = 0
+    keep: Keeper | None = None
+    fused: bool = True
+
+    def refuse(self) -> None:
+        """Errors: :class:`BadConfigValue` naming what does not go together."""
+        for side, kind in (("keys", self.keys), ("values", self.values)):
+            if kind not in CACHE_TYPES:
+                allowed = ", ".join(CACHE_TYPES).lower()
+                raise BadConfigValue(f"The cache's {side} cannot be '{kind.lower()}'; allowed: {allowed}.", param=side)
+        if not self.fused and self.values not in ("F16", "F32"):
+            raise BadConfigValue(f"Values of {self.values} need attention in one step.", param="values")
+        if self.keep is not None and ((self.keys, self.values) != ("F16", "F16") or not self.fused):
+            raise BadConfigValue("What is kept can be changed in a cache of F16 only.", param="keys")
+
+
+PLAIN_CACHE = Cache()
 
 
 class _Params(ctypes.Structure):
@@ -86,6 +121,15 @@ def _llama() -> ctypes.CDLL:
         ("llama_get_logits", ctypes.POINTER(ctypes.c_float), [ctypes.c_void_p]),
         ("llama_get_memory", ctypes.c_void_p, [ctypes.c_void_p]),
         ("llama_memory_clear", None, [ctypes.c_void_p, ctypes.c_bool]),
+        ("llama_memory_can_shift", ctypes.c_bool, [ctypes.c_void_p]),
+        ("llama_memory_seq_rm", ctypes.c_bool, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]),
+        ("llama_memory_seq_add", None, [ctypes.c_void_p, *[ctypes.c_int32] * 4]),
+        ("llama_state_seq_get_size", ctypes.c_size_t, [ctypes.c_void_p, ctypes.c_int32]),
+        ("llama_state_seq_get_data", ctypes.c_size_t,
+         [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int32]),
+        ("llama_state_seq_set_data", ctypes.c_size_t,
+         [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int32]),
+        ("llama_flash_attn_type_name", ctypes.c_char_p, [ctypes.c_int]),
         ("llama_log_set", None, [_LOG, ctypes.c_void_p]),
         ("llama_tokenize", ctypes.c_int32,
          [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32, _I32_P, ctypes.c_int32, ctypes.c_bool, ctypes.c_bool]),
@@ -137,17 +181,25 @@ class LlamaModel:
         return list(ids[:found])
 
     @contextlib.contextmanager
-    def context(self, tokens: int, threads: int, taker: Taker | None = None) -> Iterator[Context]:
+    def context(
+        self, tokens: int, threads: int, taker: Taker | None = None, cache: Cache = PLAIN_CACHE
+    ) -> Iterator[Context]:
         """Room to read up to ``tokens`` at once. ``taker`` is given each weight's name, and the name and the values of
-        what it is multiplied with: (tokens, width), a view that lasts for the call.
+        what it is multiplied with: (tokens, width), a view that lasts for the call; and with a cache that is not
+        ``fused``, as ``SHARES``, each layer's shares of attention (heads × tokens, cells). Errors: those of
+        ``Cache.refuse``; :class:`BadModelFile` where llama.cpp does not make it.
         """
+        cache.refuse()
         failures: list[BaseException] = []
-        watch = _EVAL(_watching(self._lib, taker, failures)) if taker else None
+        watch = _EVAL(_watching(self._lib, taker, cache, failures)) if taker or cache.keep else None
         address = ctypes.cast(watch, ctypes.c_void_p).value or 0 if watch is not None else 0
-        params = _context_params(self._lib, tokens, threads, address)
+        params = _context_params(self._lib, (tokens, cache), threads, address)
         handle = self._lib.llama_init_from_model(self._model, params)
         if not handle:
-            raise BadModelFile(f"llama.cpp cannot use {self.file} with {tokens} tokens of context.")
+            raise BadModelFile(
+                f"llama.cpp cannot use {self.file} with {max(tokens, cache.cells)} tokens of context, keys in "
+                f"{cache.keys} and values in {cache.values}."
+            )
         context = Context(self._lib, handle, (tokens, self.vocabulary), failures)
         try:
             yield context
@@ -176,6 +228,39 @@ class Context:
         self._read = 0
         return self.more(tokens, first)
 
+    @property
+    def read(self) -> int:
+        """The position of the next token."""
+        return self._read
+
+    def drop(self, begin: int, end: int, close: bool = True) -> None:
+        """The tokens from ``begin`` to before ``end`` are forgotten; what was read behind them moves up, or with
+        ``close`` unset stays where it was. Errors: :class:`BadModelFile` for a model whose memory cannot do this.
+        """
+        memory = self._lib.llama_get_memory(self._handle)
+        if close and not self._lib.llama_memory_can_shift(memory):
+            raise BadModelFile("The memory of this model cannot be moved up.")
+        if not self._lib.llama_memory_seq_rm(memory, 0, begin, end):
+            raise BadModelFile("The memory of this model cannot be forgotten in part.")
+        if close:
+            self._lib.llama_memory_seq_add(memory, 0, end, -1, begin - end)
+            self._read -= end - begin
+
+    def memory(self) -> bytes:
+        """What is held of the tokens that were read, for :meth:`resume`."""
+        size = self._lib.llama_state_seq_get_size(self._handle, 0)
+        held = ctypes.create_string_buffer(size)
+        return held.raw[: self._lib.llama_state_seq_get_data(self._handle, held, size, 0)]
+
+    def resume(self, memory: bytes, read: int) -> None:
+        """Go on behind ``read`` tokens, of which another context held ``memory``. Errors: :class:`BadModelFile` where
+        there are too few cells for it.
+        """
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._handle), True)
+        if not self._lib.llama_state_seq_set_data(self._handle, memory, len(memory), 0):
+            raise BadModelFile(f"A memory of {len(memory):,} bytes does not fit into this context's cells.")
+        self._read = read
+
     def more(self, tokens: Sequence[int], first: int = 0) -> Floats:
         """As :meth:`logits`, going on from what was read before."""
         lib, batch = self._lib, self._batch
@@ -189,37 +274,59 @@ class Context:
         if code:
             raise BadModelFile(f"llama.cpp failed to read {len(tokens)} tokens (code {code}).")
         self._read += len(tokens)
+        if first >= len(tokens):
+            return np.zeros((0, self._vocabulary), np.float32)
         found: Floats = np.ctypeslib.as_array(
             lib.llama_get_logits(self._handle), (len(tokens) - first, self._vocabulary)
         )
         return found
 
 
-def _context_params(lib: ctypes.CDLL, tokens: int, threads: int, watch: int) -> _Params:
+def _context_params(lib: ctypes.CDLL, sizes: tuple[int, Cache], threads: int, watch: int) -> _Params:
+    """``sizes``: how many tokens are read at once, and what holds them."""
+    tokens, cache = sizes
     params = lib.llama_context_default_params()
     raw = bytearray(params.raw)
-    # n_ctx, n_batch, n_ubatch, n_seq_max; n_threads twice; the cache's two types (F16) after a callback and its data.
+    # n_ctx, n_batch, n_ubatch, n_seq_max; n_threads twice; four choices left to the model (-1), the last of them
+    # whether attention is fused, before rope's base and scale (0) and an extrapolation of -1; the cache's two types
+    # (F16) after a callback and its data.
     threads_at = raw.find(struct.pack("<ii", 4, 4), 16, 64)
+    choices = struct.pack("<4i3f", -1, -1, -1, -1, 0, 0, -1)
+    choices_at = raw.find(choices, 16, 96)
     types_at = raw.find(struct.pack("<ii", 1, 1), 64, 160)
     if (
         raw[:16] != struct.pack("<4I", 512, 2048, 512, 1)
-        or threads_at < 0
-        or types_at < 0
+        or min(threads_at, choices_at, types_at) < 0
         or any(raw[types_at - 16 : types_at])
+        or [lib.llama_flash_attn_type_name(number) for number in (0, 1)] != [b"disabled", b"enabled"]
     ):
         raise MissingExtra("The library in xllamacpp has parameters of another llama.cpp than this is for.")
-    struct.pack_into("<3I", raw, 0, tokens, tokens, tokens)
+    struct.pack_into("<3I", raw, 0, max(tokens, cache.cells), tokens, tokens)
     struct.pack_into("<ii", raw, threads_at, threads, threads)
+    if cache != PLAIN_CACHE:
+        struct.pack_into("<i", raw, choices_at + 12, int(cache.fused))
+        struct.pack_into("<ii", raw, types_at, NUMBERS[cache.keys], NUMBERS[cache.values])
     struct.pack_into("<Q", raw, types_at - 16, watch)
     return _Params((ctypes.c_ubyte * _BYTES)(*raw))
 
 
-def _watching(lib: ctypes.CDLL, taker: Taker, failures: list[BaseException]) -> Callable[[int, bool, int], bool]:
+def _watching(
+    lib: ctypes.CDLL, taker: Taker | None, cache: Cache, failures: list[BaseException]
+) -> Callable[[int, bool, int], bool]:
     """What ggml calls. An exception cannot pass through it: it ends the reading, and is raised behind it."""
 
     def watch(address: int, ask: bool, _: int) -> bool:
         try:
-            return _watched(lib, taker, address, ask)
+            tensor = _Tensor.from_address(address)
+            if lib.ggml_get_name(address) != tensor.name:
+                raise MissingExtra("The library in xllamacpp has tensors of another llama.cpp than this is for.")
+            if cache.keep is not None and _kept(tensor, cache.keep, ask):
+                return True
+            if taker is not None and not cache.fused and tensor.name.startswith(SHARES.encode()):
+                if not ask:
+                    taker(SHARES, tensor.name.decode(), _rows_of(tensor, SHARES))
+                return True
+            return taker is not None and _watched(tensor, taker, ask)
         except BaseException as error:  # noqa: BLE001
             failures.append(error)
             return False
@@ -227,11 +334,28 @@ def _watching(lib: ctypes.CDLL, taker: Taker, failures: list[BaseException]) -> 
     return watch
 
 
-def _watched(lib: ctypes.CDLL, taker: Taker, address: int, ask: bool) -> bool:
+def _kept(tensor: _Tensor, keeper: Keeper, ask: bool) -> bool:
+    """Rows that were written into the cache are written once more, as ``keeper`` has them."""
+    side = _CACHE_ROWS.fullmatch(tensor.name.decode(errors="replace"))
+    if side is None or not tensor.src[0] or not tensor.src[1]:
+        return False
+    given, where = _Tensor.from_address(tensor.src[0]), _Tensor.from_address(tensor.src[1])
+    if given.type != _F32 or where.type != NUMBERS["I64"]:
+        return False
+    width, rows = int(tensor.ne[0]), int(where.ne[0])
+    if tensor.type != NUMBERS["F16"] or given.ne[0] != width or given.nb[1] != 4 * width or tensor.nb[1] != 2 * width:
+        raise BadModelFile(f"The rows of '{tensor.name.decode()}' lie in another way than this knows.")
+    if ask:
+        return True
+    values = np.ctypeslib.as_array((ctypes.c_float * (rows * width)).from_address(given.data)).reshape(rows, width)
+    cells = np.ctypeslib.as_array((ctypes.c_int64 * rows).from_address(where.data))
+    held = np.ctypeslib.as_array((ctypes.c_uint16 * (int(tensor.ne[1]) * width)).from_address(tensor.data))
+    held.reshape(-1, width)[cells] = keeper(side[1], values).astype(np.float16).view(np.uint16)
+    return True
+
+
+def _watched(tensor: _Tensor, taker: Taker, ask: bool) -> bool:
     """ggml asks of each operation whether its result is wanted, and shows it once it is there."""
-    tensor = _Tensor.from_address(address)
-    if lib.ggml_get_name(address) != tensor.name:
-        raise MissingExtra("The library in xllamacpp has tensors of another llama.cpp than this is for.")
     if not tensor.src[0] or not tensor.src[1]:
         return False
     name = _Tensor.from_address(tensor.src[0]).name.decode(errors="replace")
@@ -241,9 +365,13 @@ def _watched(lib: ctypes.CDLL, taker: Taker, address: int, ask: bool) -> bool:
         return False
     if ask:
         return True
-    rows, width = int(given.ne[1] * given.ne[2] * given.ne[3]), int(given.ne[0])
-    if given.nb[0] != 4 or given.nb[1] != 4 * width:
-        raise BadModelFile(f"What goes into '{name}' does not lie in one piece, and cannot be read.")
-    data = (ctypes.c_float * (rows * width)).from_address(given.data)
-    taker(name, given.name.decode(errors="replace"), np.ctypeslib.as_array(data).reshape(rows, width))
+    taker(name, given.name.decode(errors="replace"), _rows_of(given, name))
     return True
+
+
+def _rows_of(tensor: _Tensor, name: str) -> Floats:
+    rows, width = int(tensor.ne[1] * tensor.ne[2] * tensor.ne[3]), int(tensor.ne[0])
+    if tensor.type != _F32 or tensor.nb[0] != 4 or tensor.nb[1] != 4 * width:
+        raise BadModelFile(f"What goes into '{name}' does not lie in one piece, and cannot be read.")
+    data = (ctypes.c_float * (rows * width)).from_address(tensor.data)
+    return np.ctypeslib.as_array(data).reshape(rows, width)

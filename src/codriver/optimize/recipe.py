@@ -30,7 +30,17 @@ from codriver.core.registry import Registry
 
 from .evaluate import Run
 
-PASSES = Registry("pass", "codriver.passes", {})
+PASSES = Registry(
+    "pass",
+    "codriver.passes",
+    {
+        "awq": "codriver.optimize.passes.awq:Awq",
+        "fp8": "codriver.optimize.passes.fp8:Fp8",
+        "nearest": "codriver.optimize.passes.nearest:Nearest",
+        "rotate": "codriver.optimize.passes.rotate:Rotate",
+        "smooth": "codriver.optimize.passes.smooth:Smooth",
+    },
+)
 
 
 @dataclass(frozen=True)

@@ -152,22 +152,37 @@ def evaluate(
     text: Annotated[Path, typer.Option(help="The text that is scored.")],
     reference: Annotated[str | None, typer.Option(help="A file whose predictions count as right, for KL.")] = None,
     windows: Windows = 20,
+    cache_k: Annotated[str, typer.Option(help="Type in which keys are held: f16, q8_0, q5_1, q4_0, …")] = "f16",
+    cache_v: Annotated[str, typer.Option(help="Type in which values are held.")] = "f16",
+    cells: Annotated[int, typer.Option(help="Hold so many tokens: the first ones and a window; 0 holds all.")] = 0,
+    read: Annotated[int, typer.Option(help="Read so many tokens at a stretch, for perplexity and memory.")] = 0,
     threads: Threads = _THREADS,
 ) -> None:
     """Perplexity, KL to a reference, time to the first token, tokens a second and memory of the file itself."""
     _need_numpy()
+    from codriver.optimize import kv_cache
     from codriver.optimize.evaluate import Run
     from codriver.optimize.evaluate import evaluate as score
     from codriver.optimize.latency import measure
+    from codriver.optimize.llama_runtime import Cache
 
-    file, read = _file(model), _text(text)
+    if cells and not read:
+        raise BadConfigValue(
+            "A window of cells shows in a long text only: say how many tokens to --read.", param="read"
+        )
+    file, scored = _file(model), _text(text)
+    reading = kv_cache.Reading(cache_k.upper(), cache_v.upper(), cells)
+    reading.refuse()
     judge = None if reference is None else _file(reference)
     with _telling() as told:
-        fit = score(file, judge, read, windows, Run(threads, told("scores it")))
+        run = Run(threads, told("scores it"), Cache(reading.keys, reading.values))
+        fit = score(file, judge, scored, windows, run)
     values = {"ppl": fit.perplexity, "ppl ±": fit.perplexity_error}
     if judge is not None:
         values |= {"kl": fit.kl, "kl ±": fit.kl_error, "same_top": fit.same_top}
     values |= {one.metric: one.value for one in measure(file, threads, 5, (64, 512))}
+    if read:
+        values |= {one.metric: one.value for one in kv_cache.measure(file, scored, read, reading, threads)}
     _cards([(file.name, values | {"scored tokens": float(fit.n), "size": float(file.stat().st_size)})])
 
 
