@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,16 +62,28 @@ class GgufFile:
 @dataclass(frozen=True)
 class Changes:
     """``kinds``: the tensors whose type changes. ``told``: metadata that is set or added; of a pair that is there
-    already only a number can be set. ``dropped``: tensors that are left out.
+    already only a number can be set. ``dropped``: tensors that are left out. ``shapes``: those that get another one,
+    and ``names``: another name.
     """
 
     kinds: Mapping[str, str]
     told: Mapping[str, str | int] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def applied(self, tensor: GgufTensor) -> GgufTensor:
+        """As it will be in the file that is written; its offset is the old one. Errors: :class:`BadModelFile`."""
+        name, kind = self.names.get(tensor.name, tensor.name), self.kinds.get(tensor.name, tensor.type)
+        shape = self.shapes.get(tensor.name, tensor.shape)
+        made = replace(tensor, name=name, type=kind, shape=shape)
+        if shape != tensor.shape and not fits(kind, made):
+            raise BadModelFile(f"Rows of {shape[0]} of the tensor '{name}' are no whole number of blocks of {kind}.")
+        return replace(made, size_bytes=size_bytes(kind, made.weights))
 
 
 def rewrite(source: GgufFile, target: Path, changes: Changes, data: Callable[[GgufTensor], Bytes]) -> None:
-    """Write ``source`` to ``target`` with ``changes``; ``data`` gives the bytes of a tensor of another type.
+    """Write ``source`` to ``target`` with ``changes``; ``data`` gives the bytes of a tensor in ``kinds`` or ``shapes``.
 
     Errors: :class:`BadModelFile` when ``data`` gives another number of bytes than the type has; :class:`DiskFull`.
     """
@@ -95,26 +107,24 @@ def rewrite(source: GgufFile, target: Path, changes: Changes, data: Callable[[Gg
 def _write(
     source: GgufFile, write: Callable[[bytes], object], changes: Changes, data: Callable[[GgufTensor], Bytes]
 ) -> None:
-    header, kinds = source.header, changes.kinds
-    kept = [tensor for tensor in source if tensor.name not in changes.dropped]
+    header = source.header
+    kept = [(tensor, changes.applied(tensor)) for tensor in source if tensor.name not in changes.dropped]
     pairs = _pairs(source, {key: value for key, value in changes.told.items() if key in header.value_at})
     new = {key: value for key, value in changes.told.items() if key not in header.value_at}
     added = b"".join(_pair(key, value) for key, value in new.items())
     infos, at = b"", 0
-    for tensor in kept:
-        kind = kinds.get(tensor.name, tensor.type)
-        infos += _text(tensor.name) + struct.pack("<I", len(tensor.shape))
-        infos += struct.pack(f"<{len(tensor.shape)}QIQ", *tensor.shape, NUMBERS[kind], at)
-        at += _padded(size_bytes(kind, tensor.weights), header.alignment)
+    for _, made in kept:
+        infos += _text(made.name) + struct.pack("<I", len(made.shape))
+        infos += struct.pack(f"<{len(made.shape)}QIQ", *made.shape, NUMBERS[made.type], at)
+        at += _padded(made.size_bytes, header.alignment)
     head = struct.pack("<IIQQ", 0x46554747, 3, len(kept), header.pairs + len(new)) + pairs + added + infos
     write(head + bytes(-len(head) % header.alignment))
-    for tensor in kept:
-        kind = kinds.get(tensor.name, tensor.type)
-        content = data(tensor) if tensor.name in kinds else source.raw(tensor)
-        wanted = size_bytes(kind, tensor.weights)
+    for tensor, made in kept:
+        changed = tensor.name in changes.kinds or tensor.name in changes.shapes
+        content, wanted = data(tensor) if changed else source.raw(tensor), made.size_bytes
         if content.nbytes != wanted:
             raise BadModelFile(
-                f"The tensor '{tensor.name}' of {source.path} takes {wanted} bytes as {kind}, and "
+                f"The tensor '{tensor.name}' of {source.path} takes {wanted} bytes as {made.type}, and "
                 f"{content.nbytes} were made."
             )
         write(content.tobytes())

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _I32_P = ctypes.POINTER(ctypes.c_int32)
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _EVAL = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
 Taker = Callable[[str, str, Floats], None]
+Shown = Callable[[str, Floats], None]
 
 
 class _Params(ctypes.Structure):
@@ -61,6 +63,14 @@ class _Tensor(ctypes.Structure):
         ("data", ctypes.c_void_p),
         ("name", ctypes.c_char * 64),
     ]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Whose results are shown, by llama.cpp's own name for each step ("l_out-3"): its values as (tokens, width)."""
+
+    wanted: Callable[[str], bool]
+    take: Shown
 
 
 _SILENT = _LOG(lambda level, text, data: None)
@@ -137,12 +147,14 @@ class LlamaModel:
         return list(ids[:found])
 
     @contextlib.contextmanager
-    def context(self, tokens: int, threads: int, taker: Taker | None = None) -> Iterator[Context]:
+    def context(
+        self, tokens: int, threads: int, taker: Taker | None = None, results: Results | None = None
+    ) -> Iterator[Context]:
         """Room to read up to ``tokens`` at once. ``taker`` is given each weight's name, and the name and the values of
-        what it is multiplied with: (tokens, width), a view that lasts for the call.
+        what it is multiplied with: (tokens, width), a view that lasts for the call; so are those of ``results``.
         """
         failures: list[BaseException] = []
-        watch = _EVAL(_watching(self._lib, taker, failures)) if taker else None
+        watch = _EVAL(_watching(self._lib, (taker, results), failures)) if taker or results else None
         address = ctypes.cast(watch, ctypes.c_void_p).value or 0 if watch is not None else 0
         params = _context_params(self._lib, tokens, threads, address)
         handle = self._lib.llama_init_from_model(self._model, params)
@@ -214,12 +226,19 @@ def _context_params(lib: ctypes.CDLL, tokens: int, threads: int, watch: int) -> 
     return _Params((ctypes.c_ubyte * _BYTES)(*raw))
 
 
-def _watching(lib: ctypes.CDLL, taker: Taker, failures: list[BaseException]) -> Callable[[int, bool, int], bool]:
+def _watching(
+    lib: ctypes.CDLL, takers: tuple[Taker | None, Results | None], failures: list[BaseException]
+) -> Callable[[int, bool, int], bool]:
     """What ggml calls. An exception cannot pass through it: it ends the reading, and is raised behind it."""
+    taker, results = takers
 
     def watch(address: int, ask: bool, _: int) -> bool:
         try:
-            return _watched(lib, taker, address, ask)
+            tensor = _Tensor.from_address(address)
+            if lib.ggml_get_name(address) != tensor.name:
+                raise MissingExtra("The library in xllamacpp has tensors of another llama.cpp than this is for.")
+            shown = results is not None and _showed(results, tensor, ask)
+            return (taker is not None and _watched(taker, tensor, ask)) or shown
         except BaseException as error:  # noqa: BLE001
             failures.append(error)
             return False
@@ -227,11 +246,17 @@ def _watching(lib: ctypes.CDLL, taker: Taker, failures: list[BaseException]) -> 
     return watch
 
 
-def _watched(lib: ctypes.CDLL, taker: Taker, address: int, ask: bool) -> bool:
+def _showed(results: Results, tensor: _Tensor, ask: bool) -> bool:
+    name = tensor.name.decode(errors="replace")
+    if tensor.type != _F32 or not results.wanted(name):
+        return False
+    if not ask:
+        results.take(name, _values(tensor, f"What '{name}' results in"))
+    return True
+
+
+def _watched(taker: Taker, tensor: _Tensor, ask: bool) -> bool:
     """ggml asks of each operation whether its result is wanted, and shows it once it is there."""
-    tensor = _Tensor.from_address(address)
-    if lib.ggml_get_name(address) != tensor.name:
-        raise MissingExtra("The library in xllamacpp has tensors of another llama.cpp than this is for.")
     if not tensor.src[0] or not tensor.src[1]:
         return False
     name = _Tensor.from_address(tensor.src[0]).name.decode(errors="replace")
@@ -239,11 +264,14 @@ def _watched(lib: ctypes.CDLL, taker: Taker, address: int, ask: bool) -> bool:
     # Token ids look up rows; a norm's weight is no matrix.
     if not name.endswith(".weight") or name.endswith("norm.weight") or given.type != _F32:
         return False
-    if ask:
-        return True
-    rows, width = int(given.ne[1] * given.ne[2] * given.ne[3]), int(given.ne[0])
-    if given.nb[0] != 4 or given.nb[1] != 4 * width:
-        raise BadModelFile(f"What goes into '{name}' does not lie in one piece, and cannot be read.")
-    data = (ctypes.c_float * (rows * width)).from_address(given.data)
-    taker(name, given.name.decode(errors="replace"), np.ctypeslib.as_array(data).reshape(rows, width))
+    if not ask:
+        taker(name, given.name.decode(errors="replace"), _values(given, f"What goes into '{name}'"))
     return True
+
+
+def _values(tensor: _Tensor, called: str) -> Floats:
+    rows, width = int(tensor.ne[1] * tensor.ne[2] * tensor.ne[3]), int(tensor.ne[0])
+    if tensor.nb[0] != 4 or tensor.nb[1] != 4 * width:
+        raise BadModelFile(f"{called} does not lie in one piece, and cannot be read.")
+    data = (ctypes.c_float * (rows * width)).from_address(tensor.data)
+    return np.ctypeslib.as_array(data).reshape(rows, width)
