@@ -7,18 +7,22 @@ with the change damped. The rule kept: never more than a few matrices in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from codriver.core.gguf import GgufTensor
+
+from .calibrate import Inputs, MomentsAhead
 from .ggml import Bytes, Floats, quantise
-from .gguf_file import Changes, GgufFile, GgufTensor, rewrite
+from .gguf_file import Changes, GgufFile, rewrite
 
 _DAMPING = 0.01
 Places = NDArray[np.intp]
+Read = Callable[[Callable[[str], bool]], Inputs]
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,44 @@ def write_cut(source: GgufFile, target: Path, cuts: Mapping[str, Cut], told: Map
     rewrite(source, target, Changes({}, told, shapes=shapes), data)
 
 
+class Choice:
+    """Of each of the matrices ``outputs``, whose input consists of ``parts`` equal runs of columns, the ``left`` of them
+    that its output loses most with. Seen over the inputs that ``read`` reads, when the first is asked for.
+    """
+
+    def __init__(self, file: GgufFile, outputs: Sequence[str], sizes: tuple[int, int], read: Read) -> None:
+        self._file, (self._parts, self._left) = file, sizes
+        self._ahead = MomentsAhead({name: file[name].shape[0] for name in outputs}, read)
+        self._kept: dict[str, Places] = {}
+
+    def columns(self, output: str, run: int) -> Places:
+        """Those of ``run`` in each part that stay."""
+        if output not in self._kept:
+            weights = self._file.weights(self._file[output])
+            lost = losses(weights, self._ahead.moment(output), self._parts)
+            self._kept[output] = np.sort(np.argsort(-lost, kind="stable")[: self._left])
+        found: Places = (self._kept[output][:, None] * run + np.arange(run)).reshape(-1)
+        return found
+
+    def rows_cut(self, output: str, run: int) -> Cut:
+        """Of a tensor whose ``run`` rows for each part give what enters ``output``."""
+        return Cut(self._left * run, None, lambda weights: weights[self.columns(output, run)])
+
+    def output_cut(self, output: str) -> Cut:
+        run = self._file[output].shape[0] // self._parts
+
+        def made(weights: Floats) -> Floats:
+            return mended(weights, self._ahead.moment(output), self.columns(output, run))
+
+        return Cut(None, self._left * run, made)
+
+
 def losses(weights: Floats, moment: Floats, parts: int) -> Floats:
     """The mean square that the output loses with each of ``parts`` equal runs of columns, (parts,)."""
     width = weights.shape[1] // parts
+    if width == 1:
+        single: Floats = np.square(weights).sum(axis=0) * np.diagonal(moment)
+        return single
     found = [
         np.einsum("rc,cd,rd->", weights[:, at : at + width], moment[at : at + width, at : at + width],
                   weights[:, at : at + width], optimize=True)

@@ -19,7 +19,7 @@ import hashlib
 import shutil
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,13 +30,29 @@ from codriver.core.registry import Registry
 
 from .evaluate import Run
 
-PASSES = Registry("pass", "codriver.passes", {})
+_HERE = "codriver.optimize.passes"
+_TRAINING = ("distil", "lora-recover", "qat")
+PASSES = Registry(
+    "pass",
+    "codriver.passes",
+    {
+        "sparsify": f"{_HERE}.sparsify:Sparsify",
+        "prune-blocks": f"{_HERE}.prune_blocks:PruneBlocks",
+        "prune-heads": f"{_HERE}.prune_heads:PruneHeads",
+        "prune-channels": f"{_HERE}.prune_channels:PruneChannels",
+        "distil": f"{_HERE}.distil:Distil",
+        "lora-recover": f"{_HERE}.lora_recover:LoraRecover",
+        "qat": f"{_HERE}.qat:Qat",
+    },
+    needs={name: (("torch",), "optimize-torch") for name in _TRAINING},
+)
 
 
 @dataclass(frozen=True)
 class Workshop:
     """What a pass may use. ``text`` shows what goes into a language model, ``pictures`` what goes into a vision model.
     ``scratch`` is a folder of the pass's own, kept until the pass is finished. ``run`` names a step that begins.
+    ``reference`` is the model that the recipe's first pass was given.
     """
 
     scratch: Path
@@ -44,6 +60,7 @@ class Workshop:
     text: str = ""
     pictures: Sequence[Path] = ()
     seed: int = 0
+    reference: Path | None = None
 
 
 class Pass(Protocol):
@@ -60,7 +77,7 @@ class Recipe:
 
     def run(self, source: Path, work: Path, shop: Workshop) -> tuple[Path, tuple[str, ...]]:
         """The last pass's file, in ``work``, and what each pass did. ``source`` itself for a recipe without passes.
-        ``shop``: its scratch folder and seed are set here.
+        ``shop``: its scratch folder, seed and reference are set here.
         """
         if not self.passes:
             return source, ()
@@ -74,7 +91,8 @@ class Recipe:
                 scratch = file.with_suffix(".scratch")
                 scratch.mkdir(parents=True, exist_ok=True)
                 part = scratch / f"made{source.suffix}"
-                note.write_text(one.apply(made, part, Workshop(scratch, shop.run, shop.text, shop.pictures, self.seed)))
+                own = replace(shop, scratch=scratch, seed=self.seed, reference=source)
+                note.write_text(one.apply(made, part, own))
                 part.replace(file)
                 shutil.rmtree(scratch)
             made = file

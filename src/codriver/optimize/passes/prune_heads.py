@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-
-import numpy as np
 
 from codriver.core.config import setting
 from codriver.core.errors import BadConfigValue
 
-from ..calibrate import Inputs, MomentsAhead, read_inputs
-from ..cutting import Cut, Places, losses, mended, write_cut
+from ..calibrate import Inputs, read_inputs
+from ..cutting import Choice, Cut, write_cut
 from ..decoder import Decoder, decoder_of
 from ..gguf_file import GgufFile
 from ..recipe import Workshop
@@ -42,44 +39,30 @@ class PruneHeads:
                 f"Of the {decoder.groups} key-value groups of {source}, {count} cannot go: one at least goes, and one "
                 "stays.", param="groups" if self.groups else "share",
             )  # fmt: skip
-        choice = _Choice(file, decoder, decoder.groups - count, self, shop)
-        cuts = {name: cut for block in range(decoder.blocks) for name, cut in choice.cuts(block).items()}
+
+        def read(whole: Callable[[str], bool]) -> Inputs:
+            return read_inputs(source, shop.text, self.windows, shop.run("sees what heads give"), whole)
+
         left, per = decoder.groups - count, decoder.heads // decoder.groups
+        outputs = [f"blk.{block}.attn_output.weight" for block in range(decoder.blocks)]
+        choice = Choice(file, outputs, (decoder.groups, left), read)
         told: dict[str, str | int] = {
             decoder.key("attention.head_count"): left * per,
             decoder.key("attention.head_count_kv"): left,
             decoder.key("attention.key_length"): decoder.head_width,
             decoder.key("attention.value_length"): decoder.head_width,
         }
-        write_cut(file, target, cuts, told)
+        write_cut(file, target, _cuts(file, decoder, choice), told)
         return f"{count} of {decoder.groups} key-value groups went in every block, with {per} query heads each"
 
 
-class _Choice:
-    """Which groups each block keeps; seen when the first of its tensors is written."""
-
-    def __init__(self, file: GgufFile, decoder: Decoder, left: int, how: PruneHeads, shop: Workshop) -> None:
-        self._file, self._decoder, self._left = file, decoder, left
-
-        def read(whole: Callable[[str], bool]) -> Inputs:
-            return read_inputs(file.path, shop.text, how.windows, shop.run("reads what heads give"), whole)
-
-        outputs = [f"blk.{block}.attn_output.weight" for block in range(decoder.blocks)]
-        self._ahead = MomentsAhead({name: file[name].shape[0] for name in outputs}, read)
-        self._kept = cache(self._chosen)
-
-    def cuts(self, block: int) -> dict[str, Cut]:
-        decoder, file = self._decoder, self._file
-        per, wide = decoder.heads // decoder.groups, decoder.head_width
-        found = {}
-        for part, run in (("q", per * wide), ("k", wide), ("v", wide)):
-            rows = _rows(lambda run=run: self._columns(block, run))
+def _cuts(file: GgufFile, decoder: Decoder, choice: Choice) -> dict[str, Cut]:
+    per, found = decoder.heads // decoder.groups, {}
+    for block in range(decoder.blocks):
+        output = f"blk.{block}.attn_output.weight"
+        found[output] = choice.output_cut(output)
+        for part, heads in (("q", per), ("k", 1), ("v", 1)):
             for name in (f"blk.{block}.attn_{part}.weight", f"blk.{block}.attn_{part}.bias"):
                 if name in file:
-                    found[name] = Cut(self._left * run, None, rows)
-        output = f"blk.{block}.attn_output.weight"
-        found[output] = Cut(
-            None, self._left * per * wide,
-            lambda weights: mended(weights, self._ahead.moment(output), self._columns(block, per * wide)),
-        )  # fmt: skip
-        return found
+                    found[name] = choice.rows_cut(output, heads * decoder.head_width)
+    return found
