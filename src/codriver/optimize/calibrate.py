@@ -79,9 +79,7 @@ def read_inputs(
     return found
 
 
-def read_windows(
-    model: Path, text: str, windows: int, run: Run, takers: tuple[Taker | None, Results | None]
-) -> int:
+def read_windows(model: Path, text: str, windows: int, run: Run, takers: tuple[Taker | None, Results | None]) -> int:
     """Have the model read ``windows`` from all over the text, and show the takers what they want; how many tokens that
     were. Errors: :class:`BadConfigValue` for a text that is too short.
     """

@@ -1,8 +1,8 @@
 """Rows and columns taken out of a decoder's matrices, and what is left made good for.
 
-Of a matrix whose input loses columns, what is left of it is fitted to the output that it had, by least squares over the
-input's second moment (as in ZipLM: Kurtic et al. 2023, arXiv:2302.04089): ``W_kept + W_gone M_gone,kept M_kept,kept⁻¹``,
-with the change damped. The rule kept: never more than a few matrices in memory.
+Of a matrix whose input loses columns, what is left of it is fitted to the output that it had, by least squares over
+the input's second moment (as in ZipLM: Kurtic et al. 2023, arXiv:2302.04089): ``W_kept + W_gone M_gone,kept
+M_kept,kept⁻¹``, with the change damped. The rule kept: never more than a few matrices in memory.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def write_cut(source: GgufFile, target: Path, cuts: Mapping[str, Cut], told: Map
 
 
 class Choice:
-    """Of each of the matrices ``outputs``, whose input consists of ``parts`` equal runs of columns, the ``left`` of them
-    that its output loses most with. Seen over the inputs that ``read`` reads, when the first is asked for.
+    """Of each of the matrices ``outputs``, whose input consists of equal parts, those that its output loses most with.
+    ``sizes``: how many parts there are, and how many stay. Seen over what ``read`` reads, when the first is asked for.
     """
 
     def __init__(self, file: GgufFile, outputs: Sequence[str], sizes: tuple[int, int], read: Read) -> None:

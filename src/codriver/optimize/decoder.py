@@ -46,7 +46,7 @@ def decoder_of(file: GgufFile) -> Decoder:
     found = file.header.architecture
     if found not in FAMILIES:
         raise BadModelFile(
-            f"The architecture of {file.path} is '{found}'; what is inside a model is known here of {', '.join(FAMILIES)}."
+            f"The architecture of {file.path} is '{found}'; what is inside is known here of {', '.join(FAMILIES)}."
         )
     if _number(file, "expert_count", 0):
         raise BadModelFile(f"{file.path} is a mixture of experts; only dense models can be cut or trained here.")

@@ -1,9 +1,9 @@
 """A llama or qwen2 in torch, from a GGUF file and back into one: what the passes that train need of a model.
 
-Plain functions over tensors that go by their names in the file, so that a pass can put what it likes in a weight's place
-(an adapter beside it, its rounded self). Limits: weights are held as F32; a sequence is read from an empty memory; the
-runtime's F16 cache and the rounding of what goes into quantised matrices are not simulated. Rotary positions: Su et al.
-2021 (arXiv:2104.09864), in neighbouring pairs for ``llama`` and in halves for ``qwen2``, as llama.cpp has them.
+Plain functions over tensors that go by their names in the file, so that a pass can put what it likes in a weight's
+place (an adapter beside it, its rounded self). Limits: weights are held as F32; texts are read from an empty memory;
+the runtime's F16 cache and the rounding of what goes into quantised matrices are not simulated. Rotary positions: Su et
+al. 2021 (arXiv:2104.09864), in neighbouring pairs for ``llama`` and in halves for ``qwen2``, as llama.cpp has them.
 """
 
 from __future__ import annotations

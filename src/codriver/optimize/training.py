@@ -1,9 +1,9 @@
 """The loop of the passes that train: windows of a text in an order of their own, steps, checkpoints, an end.
 
-Source of the steps: AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), warmed up and then slowed down along a cosine. The
-rules kept: what a step does follows from the seed and its number alone, so that a run which was interrupted and goes on
-from its checkpoint ends bit for bit where one that was not does, on the same machine with as many threads; a checkpoint
-that is not complete never has its name; and the text is never the one that is scored.
+Source of the steps: AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), warmed up and then slowed down along a
+cosine. The rules kept: what a step does follows from the seed and its number alone, so that a run which was interrupted
+and goes on from its checkpoint ends bit for bit where one that was not does, on the same machine with as many threads;
+a checkpoint that is not complete never has its name; and the text is never the one that is scored.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from codriver.core.config import setting
 from codriver.core.errors import BadConfigValue, DiskFull
 
 from .llama_runtime import LlamaModel
 from .recipe import Workshop
-from .torch_llama import F, Tensor, TorchDecoder, Weights, torch
+from .torch_llama import Tensor, TorchDecoder, Weights
 
 _WARM, _SLOWEST = 0.1, 0.1  # the share of steps that warms up; what is left of the rate at the end
 _LONGEST = 1.0  # of a step's gradient, all tensors together
@@ -98,7 +100,8 @@ def train(lesson: Lesson, windows: Windows, schedule: Schedule, shop: Workshop, 
         loss = _step(lesson, windows, schedule, state.step)
         if not math.isfinite(loss):
             raise BadConfigValue(
-                f"After {state.step} steps the loss is {loss}: a rate lower than {schedule.rate:g} is needed.", param="rate"
+                f"After {state.step} steps the loss is {loss}: a rate lower than {schedule.rate:g} is needed.",
+                param="rate",
             )
         torch.nn.utils.clip_grad_norm_(list(lesson.learned.values()), _LONGEST)
         optimiser.step()

@@ -11,11 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from codriver.core.config import setting
 from codriver.core.errors import BadConfigValue, MissingFile
 
 from ..recipe import Workshop
-from ..torch_llama import Tensor, TorchDecoder, Weights, torch, write_tensors
+from ..torch_llama import Tensor, TorchDecoder, Weights, write_tensors
 from ..training import Schedule, Teacher, Windows, kl, train
 
 

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+from torch.nn import functional as F
+
 from codriver.core.config import setting
 
 from ..decoder import block_of
 from ..recipe import Workshop
-from ..torch_llama import F, Tensor, Tensors, TorchDecoder, Weights, torch, write_tensors
+from ..torch_llama import Tensor, Tensors, TorchDecoder, Weights, write_tensors
 from ..training import Schedule, Teacher, Windows, kl, train
 
 

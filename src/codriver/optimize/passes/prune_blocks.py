@@ -1,8 +1,8 @@
 """Whole blocks taken out of a decoder: those that change what passes through them least.
 
-Source: Men et al. 2024 (ShortGPT, arXiv:2403.03853): a block's influence is 1 - the mean cosine of what goes into it and
-what comes out, per token. Limits: all are judged at once, on the whole model; two blocks that are easily missed alone
-may be missed together.
+Source: Men et al. 2024 (ShortGPT, arXiv:2403.03853): a block's influence is 1 - the mean cosine of what goes into it
+and what comes out, per token. Limits: all are judged at once, on the whole model; two blocks that the model can do
+without may not be two that it can do without at once.
 """
 
 from __future__ import annotations

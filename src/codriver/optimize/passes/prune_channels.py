@@ -37,8 +37,8 @@ class PruneChannels:
         left = round((1 - self.share) * decoder.channels / self.multiple) * self.multiple
         if not 0 < left < decoder.channels:
             raise BadConfigValue(
-                f"Of the {decoder.channels} channels of {source}, {left} cannot stay: some go, and some stay, a multiple "
-                f"of {self.multiple}.", param="share",
+                f"Of the {decoder.channels} channels of {source}, {left} cannot stay: some go, and some stay, a "
+                f"multiple of {self.multiple}.", param="share",
             )  # fmt: skip
 
         def read(whole: Callable[[str], bool]) -> Inputs:

@@ -1,9 +1,9 @@
-"""Weights trained for the block format that they will be rounded to: each step reads them as the format will hold them.
+"""Weights trained for the block format that they will be rounded to: each step reads them as the format holds them.
 
-Sources: Bengio et al. 2013 (straight-through estimator, arXiv:1308.3432); Liu et al. 2023 (LLM-QAT, arXiv:2305.17888: the
-unrounded model is the teacher). The rounding is ggml's own, bit for bit; what is written stands on the format's grid, so
-that rounding to that format afterwards, to the nearest or to second order, gives what was trained. Limits: ``Q4_0`` and
-``Q8_0``; the runtime's rounding of what goes into a matrix is not simulated.
+Sources: Bengio et al. 2013 (straight-through estimator, arXiv:1308.3432); Liu et al. 2023 (LLM-QAT, arXiv:2305.17888:
+the unrounded model is the teacher). The rounding is ggml's own, bit for bit; what is written stands on the format's
+grid, so that rounding to that format afterwards, to the nearest or to second order, gives what was trained. Limits:
+``Q4_0`` and ``Q8_0``; the runtime's rounding of what goes into a matrix is not simulated.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from codriver.core.config import setting
 
 from ..gguf_file import fits
 from ..recipe import Workshop
-from ..torch_llama import EMBEDDING, OUTPUT, Tensor, TorchDecoder, Weights, torch, write_tensors
+from ..torch_llama import EMBEDDING, OUTPUT, Tensor, TorchDecoder, Weights, write_tensors
 from ..training import Schedule, Teacher, Windows, kl, train
 
 _BLOCK = 32

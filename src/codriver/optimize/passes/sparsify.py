@@ -8,6 +8,7 @@ from the dense model, not again behind each block that was thinned. Second-order
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which weights may be zero: ``share`` of them anywhere, or, with ``of``, all but ``kept`` of each ``of`` in a row."""
+    """Which weights become zero: ``share`` of them anywhere; with ``of``, all but ``kept`` of each ``of`` in a row."""
 
     share: float
     kept: int = 0
@@ -56,7 +57,7 @@ class Pattern:
     def container_bits(self) -> float:
         """Per weight, with values of 16 bits: each kept one's place in its group, or one bit per weight for all."""
         if self.of:
-            return self.kept / self.of * (16 + np.ceil(np.log2(self.of)))
+            return self.kept / self.of * (16 + math.ceil(math.log2(self.of)))
         return (1 - self.share) * 16 + 1
 
 
@@ -65,24 +66,29 @@ def sparse_gpt(weights: Floats, moment: Floats, pattern: Pattern) -> Floats:
     their input's second moment.
     """
     factor = inverse_factor(moment, _DAMPING)
-    scale = np.square(np.diagonal(factor))
+    scale: Floats = np.square(np.diagonal(factor)).astype(np.float32)
     left = weights.T.copy()  # (width, rows): a column's weights stand together
     width, step = len(left), _COLUMNS - _COLUMNS % (pattern.of or 1)
     for begin in range(0, width, step):
         end = min(begin + step, width)
         errors = np.zeros((end - begin, left.shape[1]), np.float32)
         if not pattern.of:
-            zeros = pattern.zeros((np.square(left[begin:end]) / scale[begin:end, None]).T, True).T
+            zeros = pattern.zeros(_missed(left[begin:end], scale[begin:end]), True).T
         for at in range(begin, end):
             if pattern.of and at % pattern.of == 0:
                 group = slice(at, at + pattern.of)
-                chosen = pattern.zeros((np.square(left[group]) / scale[group, None]).T, False).T
+                chosen = pattern.zeros(_missed(left[group], scale[group]), False).T
             zero = chosen[at % pattern.of] if pattern.of else zeros[at - begin]
             errors[at - begin] = np.where(zero, left[at] / factor[at, at], 0)
             left[at + 1 : end] -= factor[at, at + 1 : end, None] * errors[at - begin]
             left[at][zero] = 0
         left[end:] -= factor[begin:end, end:].T @ errors
     return left.T.copy()
+
+
+def _missed(columns: Floats, scale: Floats) -> Floats:
+    """What the output loses with each weight, (rows, columns), when those behind it make good for it."""
+    return (np.square(columns) / scale[:, None]).astype(np.float32).T
 
 
 @dataclass(frozen=True)
@@ -95,14 +101,16 @@ class Sparsify:
     windows: int = setting(16, "Of 512 tokens, that show what goes into each matrix.", least=4)
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
-        """Errors: :class:`BadConfigValue` for a pattern that is none, or that the rows of a matrix do not hold; those of
+        """Errors: :class:`BadConfigValue` for a pattern that is none, or that a matrix's rows do not hold; those of
         ``read_inputs`` and ``rewrite``.
         """
         pattern, file = self._pattern(), GgufFile(source)
         widths = {t.name: t.shape[0] for t in file if block_of(t.name) is not None and len(t.shape) == 2}
         for name, width in widths.items():
             if pattern.of and width % pattern.of:
-                raise BadConfigValue(f"Rows of {width} of '{name}' are no whole groups of {pattern.of}.", param="pattern")
+                raise BadConfigValue(
+                    f"Rows of {width} of '{name}' are no whole groups of {pattern.of}.", param="pattern"
+                )
         thinning = _Thinning(self, pattern, source, shop, widths)
         step, count = shop.run(f"thins out by {self.method}, {self.pattern}"), 0
 
@@ -119,8 +127,8 @@ class Sparsify:
         weights = sum(file[name].weights for name in widths)
         bits = pattern.container_bits()
         return (
-            f"{self.method} {self.pattern}: {pattern.share:.0%} zero of {weights / 1e6:.1f} M weights; a dense file does "
-            f"not shrink by it, a sparse container would hold them in {bits / 16:.0%} of 16-bit weights' room"
+            f"{self.method} {self.pattern}: {pattern.share:.0%} zero of {weights / 1e6:.1f} M weights; a dense file "
+            f"does not shrink by it, a sparse container would hold them in {bits / 16:.0%} of 16-bit weights' room"
         )
 
     def _pattern(self) -> Pattern:
@@ -139,9 +147,7 @@ class Sparsify:
 class _Thinning:
     """One matrix after the other, with what its method must know of the inputs."""
 
-    def __init__(
-        self, how: Sparsify, pattern: Pattern, source: Path, shop: Workshop, widths: dict[str, int]
-    ) -> None:
+    def __init__(self, how: Sparsify, pattern: Pattern, source: Path, shop: Workshop, widths: dict[str, int]) -> None:
         self._how, self._pattern, self._source, self._shop = how, pattern, source, shop
         self._ahead = MomentsAhead(widths, self._read)
         self._inputs = self._read(lambda name: False) if how.method == "wanda" else Inputs()
