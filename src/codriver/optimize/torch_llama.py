@@ -13,18 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
-from codriver.core.errors import BadModelFile, MissingExtra
+from codriver.core.errors import BadModelFile
 
 from .decoder import Decoder, decoder_of
 from .ggml import Floats, quantise
 from .gguf_file import Changes, GgufFile, rewrite
-
-try:
-    import torch
-    from torch.nn import functional as F
-except ImportError:
-    raise MissingExtra("Models are trained with torch: pip install 'codriver[optimize-torch]'.") from None
 
 Tensor = Any  # torch is not there where the types are checked
 Tensors = Mapping[str, Tensor]
