@@ -110,7 +110,7 @@ class MomentsAhead:
         self._inputs = Inputs()
 
     def moment(self, name: str) -> Floats:
-        """(width, width). Errors: those of :func:`read_inputs`; ``KeyError`` for a name that nothing goes into."""
+        """(width, width). Errors: those of :func:`read_inputs`."""
         if name not in self._known:
             self._inputs = Inputs()  # of the batch before: its memory is free before more is taken
             names = list(self._sizes)

@@ -2,7 +2,8 @@
 
 A group's score is what the attention's output loses with it, over the text (its part of the output matrix, weighted by
 its input's second moment); what is left of that matrix makes good for it. Limits: a file has one number of heads for
-all blocks, so every block loses as many.
+all blocks, so every block loses as many; and llama.cpp reads another number of heads for the same width in a ``llama``
+only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codriver.core.config import setting
-from codriver.core.errors import BadConfigValue
+from codriver.core.errors import BadConfigValue, BadModelFile
 
 from ..calibrate import Inputs, read_inputs
 from ..cutting import Choice, Cut, write_cut
@@ -30,9 +31,16 @@ class PruneHeads:
     windows: int = setting(16, "Of 512 tokens, that show what each head does.", least=4)
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
-        """Errors: :class:`BadConfigValue` where none would go, or none would be left; those of ``decoder_of``."""
+        """Errors: :class:`BadConfigValue` where none would go, or none would be left; :class:`BadModelFile` for a
+        family whose heads llama.cpp does not let go; those of ``decoder_of``.
+        """
         file = GgufFile(source)
         decoder = decoder_of(file)
+        if decoder.architecture != "llama":
+            raise BadModelFile(
+                f"{source} is a {decoder.architecture}: llama.cpp reads none with fewer heads than its width has room "
+                "for."
+            )
         count = self.groups or round(self.share * decoder.groups)
         if not 0 < count < decoder.groups:
             raise BadConfigValue(

@@ -51,7 +51,7 @@ def test_every_matrix_of_every_block_is_thinned_and_the_file_is_as_large(
     tiny_model: Path, sentences: str, tmp_path: Path, method: str
 ) -> None:
     found = recipe_of({"pass": [{"use": "sparsify", "method": method, "windows": 4}]}, "test")
-    made, told = found.run(tiny_model, tmp_path, Workshop(tmp_path, lambda step: Run(), sentences))
+    made, told = found.run(tiny_model, tmp_path, Workshop(tmp_path, lambda step: Run(1), sentences[:15000]))
     assert told == (
         f"sparsify: {method} 2:4: 50% zero of 0.1 M weights; a dense file does not shrink by it, a sparse container "
         "would hold them in 56% of 16-bit weights' room",
@@ -73,13 +73,13 @@ def test_every_matrix_of_every_block_is_thinned_and_the_file_is_as_large(
     [
         ({"pattern": "4:2"}, r"The pattern '4:2' is neither 'unstructured' nor N:M"),
         ({"pattern": "half"}, r"The pattern 'half' is neither 'unstructured' nor N:M, with N of each M that stay"),
-        ({"pattern": "2:7"}, r"Rows of 64 of 'blk\.0\.attn_\w+\.weight' are no whole groups of 7"),
+        ({"pattern": "2:7"}, r"Rows of \d+ of 'blk\.0\.\w+\.weight' are no whole groups of 7"),
         ({}, r"The calibration text has 3 tokens; \d+ are needed"),
     ],
 )
 def test_what_cannot_be_thinned_is_told(tiny_model: Path, tmp_path: Path, settings: dict[str, str], says: str) -> None:
     with pytest.raises(BadConfigValue, match=says):
         Sparsify(**settings).apply(
-            tiny_model, tmp_path / "out.gguf", Workshop(tmp_path, lambda step: Run(), "A few words")
+            tiny_model, tmp_path / "out.gguf", Workshop(tmp_path, lambda step: Run(1), "A few words")
         )
     assert not list(tmp_path.iterdir())

@@ -25,6 +25,12 @@ SMALL: dict[str, Any] = {"steps": 6, "tokens": 32, "sequences": 2, "every": 2}
 PASSES = {"distil": {"rate": 1e-3}, "lora-recover": {"rank": 4}, "qat": {"rate": 1e-3, "table": "Q4_0"}}
 
 
+@pytest.fixture(scope="module")
+def words(sentences: str) -> str:
+    """Enough for four windows of 512 tokens."""
+    return sentences[:15000]
+
+
 @pytest.fixture
 def torch() -> Any:
     return pytest.importorskip("torch", reason="torch trains: pip install 'codriver[optimize-torch]'")
@@ -32,7 +38,7 @@ def torch() -> Any:
 
 def shop(folder: Path, text: str, run: Run | None = None) -> Workshop:
     folder.mkdir(exist_ok=True)
-    return Workshop(folder, lambda step: run or Run(), text, seed=5)
+    return Workshop(folder, lambda step: run or Run(1), text, seed=5)
 
 
 def made_by(name: str, settings: dict[str, Any], source: Path, at: Workshop) -> tuple[bytes, str]:
@@ -61,13 +67,13 @@ def exact_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("which", ["plain_model", "tiny_qwen2"])
 def test_logits_are_those_of_the_runtime(
-    torch: Any, exact_runtime: None, request: pytest.FixtureRequest, sentences: str, which: str
+    torch: Any, exact_runtime: None, request: pytest.FixtureRequest, words: str, which: str
 ) -> None:
     from codriver.optimize.torch_llama import TorchDecoder, Weights
 
     file: Path = request.getfixturevalue(which)
-    with LlamaModel(file) as model, model.context(200, 2) as context:
-        ids = [*model.begin, *model.tokens(sentences)][:200]
+    with LlamaModel(file) as model, model.context(200, 1) as context:
+        ids = [*model.begin, *model.tokens(words)][:200]
         right = context.logits(ids).copy()
     found = TorchDecoder(file)
     with torch.no_grad():
@@ -78,9 +84,9 @@ def test_logits_are_those_of_the_runtime(
 
 @pytest.mark.parametrize("name", PASSES)
 def test_an_interrupted_run_ends_bit_for_bit_where_the_other_does(
-    torch: Any, tiny_model: Path, sentences: str, tmp_path: Path, name: str
+    torch: Any, tiny_model: Path, words: str, tmp_path: Path, name: str
 ) -> None:
-    whole, told = made_by(name, {}, tiny_model, shop(tmp_path / "whole", sentences))
+    whole, told = made_by(name, {}, tiny_model, shop(tmp_path / "whole", words))
     assert "6 steps over 384 tokens, loss " in told
     assert whole != tiny_model.read_bytes() and len(whole) == tiny_model.stat().st_size
 
@@ -89,25 +95,25 @@ def test_an_interrupted_run_ends_bit_for_bit_where_the_other_does(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made_by(name, {}, tiny_model, shop(tmp_path / "cut", sentences, Run(2, stop)))
+        made_by(name, {}, tiny_model, shop(tmp_path / "cut", words, Run(1, stop)))
     assert [file.name for file in (tmp_path / "cut").iterdir()] == ["checkpoint.pt"]
     steps: list[int] = []
-    going_on = shop(tmp_path / "cut", sentences, Run(2, lambda done, of: steps.append(done)))
+    going_on = shop(tmp_path / "cut", words, Run(1, lambda done, of: steps.append(done)))
     assert made_by(name, {}, tiny_model, going_on) == (whole, told)
     assert steps == [5, 6], "it goes on from the last checkpoint, not from the start"
-    other = replace(shop(tmp_path / "other", sentences), seed=6)
+    other = replace(shop(tmp_path / "other", words), seed=6)
     assert made_by(name, {}, tiny_model, other)[0] != whole
 
 
 @pytest.mark.parametrize("name", ["distil", "lora-recover"])
 def test_what_pruning_lost_is_partly_won_back(
-    torch: Any, tiny_model: Path, sentences: str, tmp_path: Path, name: str
+    torch: Any, tiny_model: Path, words: str, tmp_path: Path, name: str
 ) -> None:
     pruned = tmp_path / "pruned.gguf"
-    PruneBlocks(blocks=1, windows=4).apply(tiny_model, pruned, shop(tmp_path, sentences))
-    at = replace(shop(tmp_path / "own", sentences), reference=tiny_model)
+    PruneBlocks(blocks=1, windows=4).apply(tiny_model, pruned, shop(tmp_path, words))
+    at = replace(shop(tmp_path / "own", words), reference=tiny_model)
     made_by(name, {"steps": 40, "tokens": 64, "rate": 3e-3}, pruned, at)
-    before, after = (evaluate(f, tiny_model, sentences, 1, Run()).kl for f in (pruned, at.scratch / "made.gguf"))
+    before, after = (evaluate(f, tiny_model, words, 1, Run(1)).kl for f in (pruned, at.scratch / "made.gguf"))
     assert after < 0.8 * before
 
 
@@ -145,8 +151,8 @@ def test_weights_are_rounded_as_ggml_rounds_them(torch: Any, plain_model: Path, 
         assert np.array_equal(fake(kind, torch.from_numpy(weights)).numpy(), right)
 
 
-def test_rounding_gives_what_was_trained(torch: Any, tiny_model: Path, sentences: str, tmp_path: Path) -> None:
-    at = shop(tmp_path / "own", sentences)
+def test_rounding_gives_what_was_trained(torch: Any, tiny_model: Path, words: str, tmp_path: Path) -> None:
+    at = shop(tmp_path / "own", words)
     _, told = made_by("qat", {"table": "Q8_0"}, tiny_model, at)
     assert told.startswith("15 matrices for Q4_0 (tables Q8_0), 6 steps")
     file, drawn = GgufFile(at.scratch / "made.gguf"), np.random.default_rng(1)
@@ -163,9 +169,9 @@ def test_rounding_gives_what_was_trained(torch: Any, tiny_model: Path, sentences
 
 
 def test_what_cannot_be_trained_is_told(
-    torch: Any, tiny_model: Path, plain_model: Path, sentences: str, tmp_path: Path
+    torch: Any, tiny_model: Path, plain_model: Path, words: str, tmp_path: Path
 ) -> None:
-    def refused(error: type[Exception], says: str, settings: dict[str, Any], text: str = sentences) -> None:
+    def refused(error: type[Exception], says: str, settings: dict[str, Any], text: str = words) -> None:
         at = shop(tmp_path / "own", text)
         with pytest.raises(error, match=says):
             made_by("distil", settings, tiny_model, at)
@@ -179,15 +185,15 @@ def test_what_cannot_be_trained_is_told(
     odd, source = tmp_path / "odd.gguf", GgufFile(tiny_model)
     rewrite(source, odd, Changes({}, names={"blk.1.ffn_up.weight": "blk.1.ffn_sideways.weight"}), source.raw)
     with pytest.raises(BadModelFile, match=r"The tensor 'blk\.1\.ffn_sideways\.weight' of .*odd\.gguf is of a kind"):
-        made_by("qat", {}, odd, shop(tmp_path / "own", sentences))
+        made_by("qat", {}, odd, shop(tmp_path / "own", words))
     rewrite(source, odd, Changes({}, {"llama.rope.scaling.type": "yarn"}), source.raw)
     with pytest.raises(BadModelFile, match=r"odd\.gguf scales its positions by 'yarn', which cannot be trained here"):
-        made_by("qat", {}, odd, shop(tmp_path / "own", sentences))
+        made_by("qat", {}, odd, shop(tmp_path / "own", words))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
-def test_a_full_disk_keeps_the_checkpoint_before(torch: Any, tiny_model: Path, sentences: str, tmp_path: Path) -> None:
-    at = shop(tmp_path / "own", sentences)
+def test_a_full_disk_keeps_the_checkpoint_before(torch: Any, tiny_model: Path, words: str, tmp_path: Path) -> None:
+    at = shop(tmp_path / "own", words)
     (at.scratch / "checkpoint.part").symlink_to("/dev/full")
     with pytest.raises(DiskFull, match=r"no room for the checkpoint .*checkpoint\.pt; the one before it was kept"):
         made_by("distil", {}, tiny_model, at)
