@@ -7,7 +7,7 @@ The rule kept: the text is never the one that is scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from codriver.core.errors import BadConfigValue
 
 from .evaluate import WINDOW, Run
 from .ggml import Floats
-from .llama_runtime import LlamaModel, Taker
+from .llama_runtime import LlamaModel, Results, Taker
 
 LEAST_WINDOWS = 4
+_MOMENT_BYTES = 2_000_000_000
 
 
 @dataclass
@@ -74,15 +75,14 @@ def read_inputs(
     def take(weight: str, given: str, values: Floats) -> None:
         found.add(weight, given, values, whole(weight))
 
-    found.n = read_windows(model, text, windows, run, take)
+    found.n = read_windows(model, text, windows, run, (take, None))
     return found
 
 
-def read_windows(model: Path, text: str, windows: int, run: Run, take: Taker) -> int:
-    """How many tokens of the text were read, while ``take`` saw what goes into each matrix. Errors: as
-    :func:`read_inputs`.
+def read_windows(model: Path, text: str, windows: int, run: Run, takers: tuple[Taker | None, Results | None]) -> int:
+    """Have the model read ``windows`` from all over the text, and show the takers what they want; how many tokens that
+    were. Errors: :class:`BadConfigValue` for a text that is too short.
     """
-    read = 0
     with LlamaModel(model) as loaded:
         ids = loaded.tokens(text)
         room = WINDOW - len(loaded.begin)
@@ -92,12 +92,40 @@ def read_windows(model: Path, text: str, windows: int, run: Run, take: Taker) ->
                 param="calibration",
             )
         pieces = spread(ids, room, min(windows, len(ids) // room))
-        with loaded.context(WINDOW, run.threads, take) as context:
+        with loaded.context(WINDOW, run.threads, takers) as context:
             for number, piece in enumerate(pieces):
                 context.logits([*loaded.begin, *piece])
-                read += len(loaded.begin) + len(piece)
                 run.tell(number + 1, len(pieces))
-    return read
+        return len(pieces) * (len(loaded.begin) + room)
+
+
+class MomentsAhead:
+    """The second moments of ``names``' inputs, read for as many of them at once as there is memory for, in their order;
+    ``sizes`` are their widths, and ``read`` reads the inputs of those whose moment is wanted.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], read: Callable[[Callable[[str], bool]], Inputs]) -> None:
+        self._sizes, self._read = dict(sizes), read
+        self._known: frozenset[str] = frozenset()
+        self._inputs = Inputs()
+
+    def moment(self, name: str) -> Floats:
+        """(width, width). Errors: those of :func:`read_inputs`."""
+        if name not in self._known:
+            self._inputs = Inputs()  # of the batch before: its memory is free before more is taken
+            names = list(self._sizes)
+            self._known = frozenset(self._batch(names[names.index(name) :]))
+            self._inputs = self._read(self._known.__contains__)
+        return self._inputs.moment(name)
+
+    def _batch(self, names: list[str]) -> list[str]:
+        room, taken = _MOMENT_BYTES, list[str]()
+        for name in names:
+            room -= 4 * self._sizes[name] ** 2  # too much where matrices share an input, never too little
+            if taken and room < 0:
+                break
+            taken.append(name)
+        return taken
 
 
 def spread(ids: list[int], room: int, count: int) -> list[list[int]]:

@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,18 +63,29 @@ class GgufFile:
 class Changes:
     """``kinds``: the tensors whose type changes. ``told``: metadata that is set or added; of a pair that is there
     already only a number can be set. ``dropped``: tensors that are left out. ``added``: tensors that come behind the
-    others, each with its name, type and shape.
+    others, each with its name, type and shape. ``shapes``: those that get another one, and ``names``: another name.
     """
 
     kinds: Mapping[str, str]
     told: Mapping[str, str | int] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
     added: tuple[GgufTensor, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def applied(self, tensor: GgufTensor) -> GgufTensor:
+        """As it will be in the file that is written; its offset is the old one. Errors: :class:`BadModelFile`."""
+        name, kind = self.names.get(tensor.name, tensor.name), self.kinds.get(tensor.name, tensor.type)
+        shape = self.shapes.get(tensor.name, tensor.shape)
+        made = replace(tensor, name=name, type=kind, shape=shape)
+        if shape != tensor.shape and not fits(kind, made):
+            raise BadModelFile(f"Rows of {shape[0]} of the tensor '{name}' are no whole number of blocks of {kind}.")
+        return replace(made, size_bytes=size_bytes(kind, made.weights))
 
 
 def rewrite(source: GgufFile, target: Path, changes: Changes, data: Callable[[GgufTensor], Bytes]) -> None:
     """Write ``source`` to ``target`` with ``changes``; ``data`` gives the bytes of each tensor that is named in
-    ``kinds`` (by its own type, too) or added.
+    ``kinds`` (by its own type, too) or ``shapes``, or added.
 
     Errors: :class:`BadModelFile` when ``data`` gives another number of bytes than the type has; :class:`DiskFull`.
     """
@@ -98,28 +109,27 @@ def rewrite(source: GgufFile, target: Path, changes: Changes, data: Callable[[Gg
 def _write(
     source: GgufFile, write: Callable[[bytes], object], changes: Changes, data: Callable[[GgufTensor], Bytes]
 ) -> None:
-    header, kinds = source.header, {**changes.kinds, **{tensor.name: tensor.type for tensor in changes.added}}
-    kept = [tensor for tensor in source if tensor.name not in changes.dropped] + [*changes.added]
-    if len({tensor.name for tensor in kept}) < len(kept):
+    header = source.header
+    given = [tensor for tensor in source if tensor.name not in changes.dropped] + [*changes.added]
+    kept = [(tensor, changes.applied(tensor)) for tensor in given]
+    if len({made.name for _, made in kept}) < len(kept):
         raise BadModelFile(f"A tensor that {source.path} has already cannot be added to it once more.")
+    made_anew = {*changes.kinds, *changes.shapes, *(tensor.name for tensor in changes.added)}
     pairs = _pairs(source, {key: value for key, value in changes.told.items() if key in header.value_at})
     new = {key: value for key, value in changes.told.items() if key not in header.value_at}
     added = b"".join(_pair(key, value) for key, value in new.items())
     infos, at = b"", 0
-    for tensor in kept:
-        kind = kinds.get(tensor.name, tensor.type)
-        infos += _text(tensor.name) + struct.pack("<I", len(tensor.shape))
-        infos += struct.pack(f"<{len(tensor.shape)}QIQ", *tensor.shape, NUMBERS[kind], at)
-        at += _padded(size_bytes(kind, tensor.weights), header.alignment)
+    for _, made in kept:
+        infos += _text(made.name) + struct.pack("<I", len(made.shape))
+        infos += struct.pack(f"<{len(made.shape)}QIQ", *made.shape, NUMBERS[made.type], at)
+        at += _padded(made.size_bytes, header.alignment)
     head = struct.pack("<IIQQ", 0x46554747, 3, len(kept), header.pairs + len(new)) + pairs + added + infos
     write(head + bytes(-len(head) % header.alignment))
-    for tensor in kept:
-        kind = kinds.get(tensor.name, tensor.type)
-        content = data(tensor) if tensor.name in kinds else source.raw(tensor)
-        wanted = size_bytes(kind, tensor.weights)
+    for tensor, made in kept:
+        content, wanted = data(tensor) if tensor.name in made_anew else source.raw(tensor), made.size_bytes
         if content.nbytes != wanted:
             raise BadModelFile(
-                f"The tensor '{tensor.name}' of {source.path} takes {wanted} bytes as {kind}, and "
+                f"The tensor '{tensor.name}' of {source.path} takes {wanted} bytes as {made.type}, and "
                 f"{content.nbytes} were made."
             )
         write(content.tobytes())

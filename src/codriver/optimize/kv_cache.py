@@ -24,7 +24,7 @@ from codriver.core.errors import BadConfigValue, BadModelFile
 from .evaluate import log_softmax
 from .ggml import Floats
 from .latency import peak_bytes
-from .llama_runtime import SHARES, Cache, Context, Keeper, LlamaModel
+from .llama_runtime import SHARES, Cache, Context, Keeper, LlamaModel, Results
 
 STEP = 64  # tokens that are read at once: what is held changes between steps
 SINKS = 4
@@ -147,13 +147,14 @@ def most_looked_at(model: LlamaModel, prompt: list[int], cells: int, threads: in
     before = len(prompt) - _LOOKS
     seen = np.zeros(before, np.float64)
 
-    def take(weight: str, given: str, values: Floats) -> None:
-        if weight == SHARES and len(values) and context.read == before:
+    def take(name: str, values: Floats) -> None:
+        if len(values) and context.read == before:
             # A context that was empty fills its cells in order: cell and position are the same.
             seen[:] += values[:, :before].sum(axis=0)
 
     cache = Cache(cells=len(prompt), fused=False)
-    with model.context(STEP, threads, take, cache) as context:
+    shares = Results(lambda name: name.startswith(SHARES), take)
+    with model.context(STEP, threads, (None, shares), cache) as context:
         for begin in range(0, before, STEP):
             piece = prompt[begin : min(begin + STEP, before)]
             context.more(piece, len(piece))

@@ -61,6 +61,7 @@ class Cache:
 
 
 PLAIN_CACHE = Cache()
+Shown = Callable[[str, Floats], None]
 
 
 class _Params(ctypes.Structure):
@@ -96,6 +97,14 @@ class _Tensor(ctypes.Structure):
         ("data", ctypes.c_void_p),
         ("name", ctypes.c_char * 64),
     ]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Whose results are shown, by llama.cpp's own name for each step ("l_out-3"): its values as (tokens, width)."""
+
+    wanted: Callable[[str], bool]
+    take: Shown
 
 
 _SILENT = _LOG(lambda level, text, data: None)
@@ -182,16 +191,22 @@ class LlamaModel:
 
     @contextlib.contextmanager
     def context(
-        self, tokens: int, threads: int, taker: Taker | None = None, cache: Cache = PLAIN_CACHE
+        self,
+        tokens: int,
+        threads: int,
+        takers: tuple[Taker | None, Results | None] = (None, None),
+        cache: Cache = PLAIN_CACHE,
     ) -> Iterator[Context]:
-        """Room to read up to ``tokens`` at once. ``taker`` is given each weight's name, and the name and the values of
-        what it is multiplied with: (tokens, width), a view that lasts for the call; and with a cache that is not
-        ``fused``, as ``SHARES``, each layer's shares of attention (heads × tokens, cells). Errors: those of
-        ``Cache.refuse``; :class:`BadModelFile` where llama.cpp does not make it.
+        """Room to read up to ``tokens`` at once. The first of ``takers`` is given each weight's name, and the name and
+        the values of what it is multiplied with: (tokens, width), a view that lasts for the call; the second the
+        results that it wants, likewise (of ``SHARES``, in a cache that is not ``fused``: heads × tokens, cells).
+
+        Errors: those of ``Cache.refuse``; :class:`BadModelFile` where llama.cpp does not make it.
         """
         cache.refuse()
         failures: list[BaseException] = []
-        watch = _EVAL(_watching(self._lib, taker, cache, failures)) if taker or cache.keep else None
+        wanted = any(takers) or cache.keep
+        watch = _EVAL(_watching(self._lib, takers, cache, failures)) if wanted else None
         address = ctypes.cast(watch, ctypes.c_void_p).value or 0 if watch is not None else 0
         params = _context_params(self._lib, (tokens, cache), threads, address)
         handle = self._lib.llama_init_from_model(self._model, params)
@@ -311,9 +326,10 @@ def _context_params(lib: ctypes.CDLL, sizes: tuple[int, Cache], threads: int, wa
 
 
 def _watching(
-    lib: ctypes.CDLL, taker: Taker | None, cache: Cache, failures: list[BaseException]
+    lib: ctypes.CDLL, takers: tuple[Taker | None, Results | None], cache: Cache, failures: list[BaseException]
 ) -> Callable[[int, bool, int], bool]:
     """What ggml calls. An exception cannot pass through it: it ends the reading, and is raised behind it."""
+    taker, results = takers
 
     def watch(address: int, ask: bool, _: int) -> bool:
         try:
@@ -322,11 +338,8 @@ def _watching(
                 raise MissingExtra("The library in xllamacpp has tensors of another llama.cpp than this is for.")
             if cache.keep is not None and _kept(tensor, cache.keep, ask):
                 return True
-            if taker is not None and not cache.fused and tensor.name.startswith(SHARES.encode()):
-                if not ask:
-                    taker(SHARES, tensor.name.decode(), _rows_of(tensor, SHARES))
-                return True
-            return taker is not None and _watched(tensor, taker, ask)
+            shown = results is not None and _showed(results, tensor, ask)
+            return (taker is not None and _watched(taker, tensor, ask)) or shown
         except BaseException as error:  # noqa: BLE001
             failures.append(error)
             return False
@@ -354,7 +367,16 @@ def _kept(tensor: _Tensor, keeper: Keeper, ask: bool) -> bool:
     return True
 
 
-def _watched(tensor: _Tensor, taker: Taker, ask: bool) -> bool:
+def _showed(results: Results, tensor: _Tensor, ask: bool) -> bool:
+    name = tensor.name.decode(errors="replace")
+    if tensor.type != _F32 or not results.wanted(name):
+        return False
+    if not ask:
+        results.take(name, _values(tensor, f"What '{name}' results in"))
+    return True
+
+
+def _watched(taker: Taker, tensor: _Tensor, ask: bool) -> bool:
     """ggml asks of each operation whether its result is wanted, and shows it once it is there."""
     if not tensor.src[0] or not tensor.src[1]:
         return False
@@ -363,15 +385,14 @@ def _watched(tensor: _Tensor, taker: Taker, ask: bool) -> bool:
     # Token ids look up rows; a norm's weight is no matrix.
     if not name.endswith(".weight") or name.endswith("norm.weight") or given.type != _F32:
         return False
-    if ask:
-        return True
-    taker(name, given.name.decode(errors="replace"), _rows_of(given, name))
+    if not ask:
+        taker(name, given.name.decode(errors="replace"), _values(given, f"What goes into '{name}'"))
     return True
 
 
-def _rows_of(tensor: _Tensor, name: str) -> Floats:
+def _values(tensor: _Tensor, called: str) -> Floats:
     rows, width = int(tensor.ne[1] * tensor.ne[2] * tensor.ne[3]), int(tensor.ne[0])
-    if tensor.type != _F32 or tensor.nb[0] != 4 or tensor.nb[1] != 4 * width:
-        raise BadModelFile(f"What goes into '{name}' does not lie in one piece, and cannot be read.")
+    if tensor.nb[0] != 4 or tensor.nb[1] != 4 * width:
+        raise BadModelFile(f"{called} does not lie in one piece, and cannot be read.")
     data = (ctypes.c_float * (rows * width)).from_address(tensor.data)
     return np.ctypeslib.as_array(data).reshape(rows, width)

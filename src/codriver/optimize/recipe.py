@@ -19,7 +19,7 @@ import hashlib
 import shutil
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,16 +30,26 @@ from codriver.core.registry import Registry
 
 from .evaluate import Run
 
+_HERE = "codriver.optimize.passes"
+_TRAINING = ("distil", "lora-recover", "qat")
 PASSES = Registry(
     "pass",
     "codriver.passes",
     {
-        "awq": "codriver.optimize.passes.awq:Awq",
-        "fp8": "codriver.optimize.passes.fp8:Fp8",
-        "nearest": "codriver.optimize.passes.nearest:Nearest",
-        "rotate": "codriver.optimize.passes.rotate:Rotate",
-        "smooth": "codriver.optimize.passes.smooth:Smooth",
+        "awq": f"{_HERE}.awq:Awq",
+        "distil": f"{_HERE}.distil:Distil",
+        "fp8": f"{_HERE}.fp8:Fp8",
+        "lora-recover": f"{_HERE}.lora_recover:LoraRecover",
+        "nearest": f"{_HERE}.nearest:Nearest",
+        "prune-blocks": f"{_HERE}.prune_blocks:PruneBlocks",
+        "prune-channels": f"{_HERE}.prune_channels:PruneChannels",
+        "prune-heads": f"{_HERE}.prune_heads:PruneHeads",
+        "qat": f"{_HERE}.qat:Qat",
+        "rotate": f"{_HERE}.rotate:Rotate",
+        "smooth": f"{_HERE}.smooth:Smooth",
+        "sparsify": f"{_HERE}.sparsify:Sparsify",
     },
+    needs={name: (("torch",), "optimize-torch") for name in _TRAINING},
 )
 
 
@@ -47,6 +57,7 @@ PASSES = Registry(
 class Workshop:
     """What a pass may use. ``text`` shows what goes into a language model, ``pictures`` what goes into a vision model.
     ``scratch`` is a folder of the pass's own, kept until the pass is finished. ``run`` names a step that begins.
+    ``reference`` is the model that the recipe's first pass was given.
     """
 
     scratch: Path
@@ -54,6 +65,7 @@ class Workshop:
     text: str = ""
     pictures: Sequence[Path] = ()
     seed: int = 0
+    reference: Path | None = None
 
 
 class Pass(Protocol):
@@ -70,7 +82,7 @@ class Recipe:
 
     def run(self, source: Path, work: Path, shop: Workshop) -> tuple[Path, tuple[str, ...]]:
         """The last pass's file, in ``work``, and what each pass did. ``source`` itself for a recipe without passes.
-        ``shop``: its scratch folder and seed are set here.
+        ``shop``: its scratch folder, seed and reference are set here.
         """
         if not self.passes:
             return source, ()
@@ -84,7 +96,8 @@ class Recipe:
                 scratch = file.with_suffix(".scratch")
                 scratch.mkdir(parents=True, exist_ok=True)
                 part = scratch / f"made{source.suffix}"
-                note.write_text(one.apply(made, part, Workshop(scratch, shop.run, shop.text, shop.pictures, self.seed)))
+                own = replace(shop, scratch=scratch, seed=self.seed, reference=source)
+                note.write_text(one.apply(made, part, own))
                 part.replace(file)
                 shutil.rmtree(scratch)
             made = file

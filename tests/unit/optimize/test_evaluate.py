@@ -96,7 +96,7 @@ def test_an_error_while_inputs_are_taken_comes_through(short_model: Path, senten
 
     with LlamaModel(short_model) as model:
         ids = model.tokens(sentences)[:64]
-        with model.context(64, 2, take) as context, pytest.raises(MemoryError, match=r"blk\.0\.attn_q\.weight"):
+        with model.context(64, 2, (take, None)) as context, pytest.raises(MemoryError, match=r"blk\.0\.attn_q\.weight"):
             context.logits(ids)
 
 

@@ -64,3 +64,21 @@ def test_a_type_that_nobody_knows_is_named(tmp_path: Path) -> None:
     file = GgufFile(write_gguf(tmp_path / "m.gguf", {}, [("odd", (32, 1), 77, bytes(32))]))
     with pytest.raises(BadModelFile, match=r"tensor 'odd' of .*m\.gguf has a type that is not known: type 77"):
         file.raw(file["odd"])
+
+
+def test_a_tensor_gets_another_shape_and_another_its_name(source: GgufFile, tmp_path: Path) -> None:
+    target = tmp_path / "out.gguf"
+    changes = Changes({}, dropped=frozenset({"x"}), shapes={"w": (32, 2), "n": (3,)}, names={"w": "x"})
+    rewrite(
+        source,
+        target,
+        changes,
+        lambda tensor: quantise("F32", source.weights(tensor)[:2, : 32 if tensor.name == "w" else 3]),
+    )
+    found = GgufFile(target)
+    assert [(t.name, t.type, t.shape) for t in found] == [("x", "F32", (32, 2)), ("n", "F32", (3,))]
+    assert np.array_equal(found.weights(found["x"]), WEIGHTS[:2, :32])
+    with pytest.raises(BadModelFile, match="Rows of 40 of the tensor 'w' are no whole number of blocks of Q8_0"):
+        rewrite(source, target, Changes({"w": "Q8_0"}, shapes={"w": (40, 3)}), source.raw)
+    with pytest.raises(BadModelFile, match=r"tensor 'w' of .* takes 256 bytes as F32, and 768 were made"):
+        rewrite(source, target, Changes({}, shapes={"w": (32, 2)}), source.raw)

@@ -11,7 +11,7 @@ from codriver.core.gguf import GgufTensor
 
 from ..ggml import Floats, dequantise, quantise
 from ..gguf_file import GgufFile, fits
-from ..optimise import KINDS
+from ..task import KINDS
 from ..recipe import Workshop
 from .decoder import EMBEDDING, OUTPUT, write_changed
 

@@ -57,7 +57,7 @@ def read_columns(model: Path, text: str, windows: int, run: Run, every: int) -> 
         if first.setdefault(given, weight) == weight:
             found.setdefault(weight, Columns()).add(values, every)
 
-    read_windows(model, text, windows, run, take)
+    read_windows(model, text, windows, run, (take, None))
     return found
 
 

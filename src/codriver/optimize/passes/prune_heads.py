@@ -1,0 +1,76 @@
+"""Attention heads taken out: a group of keys and values with all query heads that read it, as many in every block.
+
+A group's score is what the attention's output loses with it, over the text (its part of the output matrix, weighted by
+its input's second moment); what is left of that matrix makes good for it. Limits: a file has one number of heads for
+all blocks, so every block loses as many; and llama.cpp reads another number of heads for the same width in a ``llama``
+only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from codriver.core.config import setting
+from codriver.core.errors import BadConfigValue, BadModelFile
+
+from ..calibrate import Inputs, read_inputs
+from ..cutting import Choice, Cut, write_cut
+from ..decoder import Decoder, decoder_of
+from ..gguf_file import GgufFile
+from ..recipe import Workshop
+
+
+@dataclass(frozen=True)
+class PruneHeads:
+    """Key, value, query and output matrices, and the first three's biases, lose what belongs to the groups that go."""
+
+    groups: int = setting(0, "Of keys and values that go in every block; 0 leaves it to the share.", least=0)
+    share: float = setting(0.34, "Of groups that go.", least=0.0, most=1.0)
+    windows: int = setting(16, "Of 512 tokens, that show what each head does.", least=4)
+
+    def apply(self, source: Path, target: Path, shop: Workshop) -> str:
+        """Errors: :class:`BadConfigValue` where none would go, or none would be left; :class:`BadModelFile` for a
+        family whose heads llama.cpp does not let go; those of ``decoder_of``.
+        """
+        file = GgufFile(source)
+        decoder = decoder_of(file)
+        if decoder.architecture != "llama":
+            raise BadModelFile(
+                f"{source} is a {decoder.architecture}: llama.cpp reads none with fewer heads than its width has room "
+                "for."
+            )
+        count = self.groups or round(self.share * decoder.groups)
+        if not 0 < count < decoder.groups:
+            raise BadConfigValue(
+                f"Of the {decoder.groups} key-value groups of {source}, {count} cannot go: one at least goes, and one "
+                "stays.", param="groups" if self.groups else "share",
+            )  # fmt: skip
+
+        def read(whole: Callable[[str], bool]) -> Inputs:
+            return read_inputs(source, shop.text, self.windows, shop.run("sees what heads give"), whole)
+
+        left, per = decoder.groups - count, decoder.heads // decoder.groups
+        outputs = [f"blk.{block}.attn_output.weight" for block in range(decoder.blocks)]
+        choice = Choice(file, outputs, (decoder.groups, left), read)
+        told: dict[str, str | int] = {
+            decoder.key("attention.head_count"): left * per,
+            decoder.key("attention.head_count_kv"): left,
+            decoder.key("attention.key_length"): decoder.head_width,
+            decoder.key("attention.value_length"): decoder.head_width,
+        }
+        write_cut(file, target, _cuts(file, decoder, choice), told)
+        return f"{count} of {decoder.groups} key-value groups went in every block, with {per} query heads each"
+
+
+def _cuts(file: GgufFile, decoder: Decoder, choice: Choice) -> dict[str, Cut]:
+    per, found = decoder.heads // decoder.groups, {}
+    for block in range(decoder.blocks):
+        output = f"blk.{block}.attn_output.weight"
+        found[output] = choice.output_cut(output)
+        for part, heads in (("q", per), ("k", 1), ("v", 1)):
+            for name in (f"blk.{block}.attn_{part}.weight", f"blk.{block}.attn_{part}.bias"):
+                if name in file:
+                    found[name] = choice.rows_cut(output, heads * decoder.head_width)
+    return found
