@@ -1,0 +1,121 @@
+"""How fast does llama.cpp multiply on this machine? Its own matrix product, alone, by type and by how much is multiplied.
+
+One graph with one product, computed by the functions that the engine's wheel carries; nothing else of a model. A small
+matrix stays in the cache and shows what the arithmetic can do; a large one shows what memory lets through.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from codriver.core.errors import MissingExtra
+
+from .ggml import NUMBERS, Bytes, library, quantise
+
+_ROOM = 4 << 20  # for the graph and what describes its tensors
+
+
+def busy_s(threads: int) -> float:
+    """A clock that stands while others have the cores: this process's time on them, as a share of ``threads``. On a
+    machine of its own it goes as the wall's does, but for waiting. Needs OpenMP that waits asleep
+    (``OMP_WAIT_POLICY=passive``).
+    """
+    return time.process_time() / threads
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
+
+
+class _Plan(ctypes.Structure):
+    """The begin of a ``ggml_cplan``, and room for what follows."""
+
+    _fields_ = [("work_size", ctypes.c_size_t), ("work", ctypes.c_void_p), ("rest", ctypes.c_ubyte * 112)]
+
+
+@cache
+def _ggml() -> ctypes.CDLL:
+    lib = library()
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    for name, result, arguments in (
+        ("ggml_init", pointer, [_InitParams]),
+        ("ggml_free", None, [pointer]),
+        ("ggml_new_tensor_2d", pointer, [pointer, ctypes.c_int, number, number]),
+        ("ggml_mul_mat", pointer, [pointer, pointer, pointer]),
+        ("ggml_new_graph", pointer, [pointer]),
+        ("ggml_build_forward_expand", None, [pointer, pointer]),
+        ("ggml_graph_plan", _Plan, [pointer, ctypes.c_int, pointer]),
+        ("ggml_graph_compute", ctypes.c_int, [pointer, ctypes.POINTER(_Plan)]),
+        ("ggml_get_data", pointer, [pointer]),
+    ):  # fmt: skip
+        function = getattr(lib, name, None)
+        if function is None:
+            raise MissingExtra(f"The library in xllamacpp has no {name}: it is of another llama.cpp than this is for.")
+        function.restype, function.argtypes = result, arguments
+    lib.ggml_cpu_init()
+    return lib
+
+
+@dataclass(frozen=True)
+class Shape:
+    """``rows`` × ``width`` weights times ``tokens`` columns; ``times`` such products stand in one graph, as in a model."""
+
+    rows: int
+    width: int
+    tokens: int = 1
+    times: int = 1
+
+    @property
+    def operations(self) -> float:
+        """Multiplications and additions of the whole graph."""
+        return 2.0 * self.rows * self.width * self.tokens * self.times
+
+
+@contextmanager
+def product(kind: str, shape: Shape, threads: int) -> Iterator[Callable[[], float]]:
+    """A function that computes the graph once and gives the seconds that it took (:func:`busy_s`). Errors:
+    :class:`MissingExtra`.
+    """
+    lib = _ggml()
+    data = _weights(kind, shape.rows, shape.width)
+    inputs = np.random.default_rng(1).standard_normal(shape.width * shape.tokens).astype(np.float32)
+    results = 4 * shape.rows * shape.tokens * shape.times
+    context = lib.ggml_init(_InitParams(data.nbytes + inputs.nbytes + results + _ROOM, None, False))
+    if not context:
+        raise MissingExtra("llama.cpp gives no memory for a product.")
+    try:
+        weights = lib.ggml_new_tensor_2d(context, NUMBERS[kind], shape.width, shape.rows)
+        given = lib.ggml_new_tensor_2d(context, NUMBERS["F32"], shape.width, shape.tokens)
+        ctypes.memmove(lib.ggml_get_data(weights), data.ctypes.data, data.nbytes)
+        ctypes.memmove(lib.ggml_get_data(given), inputs.ctypes.data, inputs.nbytes)
+        graph = lib.ggml_new_graph(context)
+        for _ in range(shape.times):
+            lib.ggml_build_forward_expand(graph, lib.ggml_mul_mat(context, weights, given))
+        plan = lib.ggml_graph_plan(graph, threads, None)
+        work = (ctypes.c_ubyte * max(1, plan.work_size))()
+        plan.work = ctypes.addressof(work)
+
+        def seconds() -> float:
+            began_s = busy_s(threads)
+            lib.ggml_graph_compute(graph, ctypes.byref(plan))
+            return busy_s(threads) - began_s
+
+        yield seconds
+    finally:
+        lib.ggml_free(context)
+
+
+def _weights(kind: str, rows: int, width: int) -> Bytes:
+    """A few rounded rows, again and again: rounding takes long, and their values do not change how fast they are."""
+    few = min(rows, 64)
+    values = np.random.default_rng(0).standard_normal((few, width)).astype(np.float32)
+    part = quantise(kind, values, np.ones(width, np.float32))
+    row = part.nbytes // few
+    return np.resize(part, rows * row)
