@@ -44,7 +44,7 @@ class _Batch(ctypes.Structure):
     ]
 
 
-class _Tensor(ctypes.Structure):
+class GgmlTensor(ctypes.Structure):
     """The begin of a ``ggml_tensor``; checked against the name that the library gives for it."""
 
     _fields_ = [
@@ -229,13 +229,13 @@ def _watching(lib: ctypes.CDLL, taker: Taker, failures: list[BaseException]) -> 
 
 def _watched(lib: ctypes.CDLL, taker: Taker, address: int, ask: bool) -> bool:
     """ggml asks of each operation whether its result is wanted, and shows it once it is there."""
-    tensor = _Tensor.from_address(address)
+    tensor = GgmlTensor.from_address(address)
     if lib.ggml_get_name(address) != tensor.name:
         raise MissingExtra("The library in xllamacpp has tensors of another llama.cpp than this is for.")
     if not tensor.src[0] or not tensor.src[1]:
         return False
-    name = _Tensor.from_address(tensor.src[0]).name.decode(errors="replace")
-    given = _Tensor.from_address(tensor.src[1])
+    name = GgmlTensor.from_address(tensor.src[0]).name.decode(errors="replace")
+    given = GgmlTensor.from_address(tensor.src[1])
     # Token ids look up rows; a norm's weight is no matrix.
     if not name.endswith(".weight") or name.endswith("norm.weight") or given.type != _F32:
         return False

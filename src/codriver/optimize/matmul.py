@@ -18,7 +18,10 @@ import numpy as np
 from codriver.core.errors import MissingExtra
 
 from .ggml import NUMBERS, Bytes, library, quantise
+from .llama_runtime import GgmlTensor
 
+LAID_OUT = ("Q4_0", "Q4_K", "IQ4_NL")  # ggml-cpu/repack.cpp, on AVX2 and on Arm's dot products
+_LAYING_OUT = "_Z35ggml_backend_cpu_repack_buffer_typev"
 _ROOM = 4 << 20  # for the graph and what describes its tensors
 
 
@@ -54,6 +57,9 @@ def _ggml() -> ctypes.CDLL:
         ("ggml_graph_plan", _Plan, [pointer, ctypes.c_int, pointer]),
         ("ggml_graph_compute", ctypes.c_int, [pointer, ctypes.POINTER(_Plan)]),
         ("ggml_get_data", pointer, [pointer]),
+        ("ggml_backend_alloc_ctx_tensors_from_buft", pointer, [pointer, pointer]),
+        ("ggml_backend_tensor_set", None, [pointer, pointer, ctypes.c_size_t, ctypes.c_size_t]),
+        ("ggml_backend_buffer_free", None, [pointer]),
     ):  # fmt: skip
         function = getattr(lib, name, None)
         if function is None:
@@ -85,15 +91,18 @@ def product(kind: str, shape: Shape, threads: int) -> Iterator[Callable[[], floa
     """
     lib = _ggml()
     data = _weights(kind, shape.rows, shape.width)
+    laid_out = None
     inputs = np.random.default_rng(1).standard_normal(shape.width * shape.tokens).astype(np.float32)
     results = 4 * shape.rows * shape.tokens * shape.times
     context = lib.ggml_init(_InitParams(data.nbytes + inputs.nbytes + results + _ROOM, None, False))
     if not context:
         raise MissingExtra("llama.cpp gives no memory for a product.")
     try:
-        weights = lib.ggml_new_tensor_2d(context, NUMBERS[kind], shape.width, shape.rows)
+        laid_out = _laid_out(kind, shape, data)
+        weights = laid_out[1] if laid_out else lib.ggml_new_tensor_2d(context, NUMBERS[kind], shape.width, shape.rows)
         given = lib.ggml_new_tensor_2d(context, NUMBERS["F32"], shape.width, shape.tokens)
-        ctypes.memmove(lib.ggml_get_data(weights), data.ctypes.data, data.nbytes)
+        if not laid_out:
+            ctypes.memmove(lib.ggml_get_data(weights), data.ctypes.data, data.nbytes)
         ctypes.memmove(lib.ggml_get_data(given), inputs.ctypes.data, inputs.nbytes)
         graph = lib.ggml_new_graph(context)
         for _ in range(shape.times):
@@ -109,7 +118,32 @@ def product(kind: str, shape: Shape, threads: int) -> Iterator[Callable[[], floa
 
         yield seconds
     finally:
+        if laid_out:
+            lib.ggml_backend_buffer_free(laid_out[2])
+            lib.ggml_free(laid_out[0])
         lib.ggml_free(context)
+
+
+def _laid_out(kind: str, shape: Shape, data: Bytes) -> tuple[int, int, int] | None:
+    """The weights as llama.cpp lays some types out anew when it loads a file, for this processor: their context, tensor
+    and buffer. ``None`` for a type that it leaves as it is.
+    """
+    lib = _ggml()
+    if kind not in LAID_OUT or not hasattr(lib, _LAYING_OUT):
+        return None
+    function = getattr(lib, _LAYING_OUT)
+    function.restype, function.argtypes = ctypes.c_void_p, []
+    context = lib.ggml_init(_InitParams(_ROOM, None, True))
+    weights = lib.ggml_new_tensor_2d(context, NUMBERS[kind], shape.width, shape.rows)
+    buffer = lib.ggml_backend_alloc_ctx_tensors_from_buft(context, function())
+    # What follows the name in a tensor says how it is laid out; it stays empty where that is not done here.
+    if not buffer or not ctypes.c_void_p.from_address(weights + ctypes.sizeof(GgmlTensor)).value:
+        if buffer:
+            lib.ggml_backend_buffer_free(buffer)
+        lib.ggml_free(context)
+        return None
+    lib.ggml_backend_tensor_set(weights, data.ctypes.data, 0, data.nbytes)
+    return context, weights, buffer
 
 
 def _weights(kind: str, rows: int, width: int) -> Bytes:
