@@ -36,13 +36,16 @@ KINDS = ("Q2_K", "Q3_K", "Q4_0", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1
 _SMALL_WEIGHTS = 500_000_000  # up to so many the reference is F32, beyond that F16
 _STEPS = 8
 _MODEL = "model.gguf"
+SENSITIVITY = "sensitivity.json"  # beside the manifest, for the report
+Timing = Callable[[Path, int, int, Sequence[int]], list[Measured]]
 Told = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
 class Settings:
     """``windows``: of 512 tokens, for calibration; a quarter as many are kept back. ``sensed`` tell what the model
-    suffers, ``judged`` are scored. ``kinds``: the types that may be chosen.
+    suffers, ``judged`` are scored. ``kinds``: the types that may be chosen. ``timing``: measures a file on ``target``,
+    or predicts it.
     """
 
     calibration: str
@@ -55,6 +58,8 @@ class Settings:
     threads: int = 2
     runs: int = 5
     recipe: Recipe = NO_PASSES
+    target: str = "host"
+    timing: Timing = measure_latency
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,7 @@ class Optimisation:
         write_rounded(file, rounder)
         fit = self._fit(file, "scores it")
         prompts = sorted({one.tokens for one in requirements if one.tokens} or {WINDOW})
-        card = [*card_of(fit, file), *measure_latency(file, self._settings.threads, self._settings.runs, prompts)]
+        card = [*card_of(fit, file), *self._settings.timing(file, self._settings.threads, self._settings.runs, prompts)]
         values = {one.metric: one.value for one in card}
         bits = 8 * sum(t.size_bytes for t in GgufFile(file)) / self._weights()
         values["bits"] = bits
@@ -215,12 +220,14 @@ class Optimisation:
         self._out.mkdir(parents=True, exist_ok=True)
         kept = self._out / _MODEL
         trial.file.replace(kept)
+        sensed = self._work / f"sensitivity-{self._key()}.json"
+        (self._out / SENSITIVITY).write_bytes(sensed.read_bytes())
         told = str(self._source.header.metadata.get("general.license", "not stated by the source"))
         artifact = Artifact(
             name=str(self._source.header.metadata.get("general.name", self._source.path.stem)),
             files=(ArtifactFile(_MODEL, "gguf", kept.stat().st_size, sha256_of(kept)),),
             bits_per_weight=trial.bits,
-            target="host",
+            target=self._settings.target,
             lineage=(f"sha256:{self._sha256}", *self._passes, trial.how),
             licence=told,
             card=trial.card,

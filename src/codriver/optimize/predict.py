@@ -26,11 +26,11 @@ from codriver.core.errors import MissingFile
 from .gguf_file import GgufFile
 from .host import HostFigures, kept
 from .matmul import LAID_OUT
+from .requirement import Requirement
 from .target import HOST, Target, home
 
 _KV_BYTES = 2  # llama.cpp keeps keys and values as F16
 LEAST_FILES = 4
-Timing = Callable[[Path, int, int, Sequence[int]], list[Measured]]
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -219,7 +219,8 @@ def load_calibration() -> tuple[HostFigures, Calibration]:
 
 
 def predict(file: Path, target: Target, prompts: Sequence[int]) -> list[Measured]:
-    """Rows of a card, each marked as predicted, with the largest error on this machine.
+    """Rows of a card, each marked as predicted, with the largest error on this machine; no time to a first token where
+    the target's arithmetic is not known.
 
     Errors: :class:`MissingFile` without a calibration; ``BadConfigValue`` where the target lacks what is needed.
     """
@@ -233,17 +234,25 @@ def predict(file: Path, target: Target, prompts: Sequence[int]) -> list[Measured
         low, high = value / (1 + error), value * (1 + error)
         return Measured(metric, value, unit, 0, low, high, f"{told}{more}")
 
-    if prompts and not known:
-        target.need("cpu.int8_ops_per_cycle")  # raises, with the profile's own reason
-    found = [row(f"ttft_ms@{n}", 1e3 * prompt_s(layout, rates, fitted, n), "ms", "ttft_ms") for n in prompts]
+    asked = prompts if known else ()
+    found = [row(f"ttft_ms@{n}", 1e3 * prompt_s(layout, rates, fitted, n), "ms", "ttft_ms") for n in asked]
     bound = "" if known else "; memory alone: it cannot be faster"
     found.append(row("decode_tps", 1 / token_s(layout, rates, fitted), "tokens/s", "decode_tps", bound))
     longest = max(prompts, default=512)
     return [*found, row("rss", memory_bytes(layout, fitted, longest + 32), "bytes", "rss")]
 
 
-def timing_for(target: Target) -> Timing:
-    """What stands in for measuring where the target is not this machine."""
+def timing_for(
+    target: Target, requirements: Sequence[Requirement]
+) -> Callable[[Path, int, int, Sequence[int]], list[Measured]]:
+    """What stands in for measuring where the target is not this machine. Errors, before anything long begins: those of
+    :func:`predict`, and ``BadConfigValue`` for a target that llama.cpp does not serve, or that lacks a figure on which a
+    requirement depends.
+    """
+    target.need_runtime("llama_cpp")
+    _, known = elsewhere(target, load_calibration()[0])
+    if not known and any(one.metric == "ttft_ms" for one in requirements):
+        target.need("cpu.int8_ops_per_cycle")
     return lambda file, threads, runs, prompts: predict(file, target, prompts)
 
 

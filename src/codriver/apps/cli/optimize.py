@@ -60,18 +60,22 @@ def optimise(
     judged: Windows = 20,
     recipe: Annotated[Path | None, typer.Option(help="Passes before rounding, as TOML.")] = None,
     threads: Threads = _THREADS,
+    target: Annotated[str, typer.Option(help="The car computer: host, a name of codriver targets list, or TOML.")] = "host",
 ) -> None:
     """Make an artifact of MODEL that meets what is required; exit code 3 with the nearest where none does."""
     _need_numpy()
     from codriver.optimize.optimise import Optimisation, Settings
     from codriver.optimize.recipe import NO_PASSES, load_recipe
+    from codriver.optimize.predict import timing_for
     from codriver.optimize.requirement import parse_requirements
+    from codriver.optimize.target import HOST, find_target
 
     requirements = parse_requirements(require)
     if calibration.resolve() == scored.resolve():
         raise BadConfigValue("The text for calibration and the scored one are the same file.", param="scored")
     passes = NO_PASSES if recipe is None else load_recipe(recipe)
-    settings = Settings(_text(calibration), _text(scored), windows, judged, threads=threads, recipe=passes)
+    aimed = {} if target == HOST else {"target": target, "timing": timing_for(find_target(target), requirements)}
+    settings = Settings(_text(calibration), _text(scored), windows, judged, threads=threads, recipe=passes, **aimed)
     with _telling() as told:
         trial = Optimisation(_file(model), out, settings, told).run(requirements)
     typer.echo(f"{out / MANIFEST}: {trial.bits:.2f} bits per weight")
