@@ -34,9 +34,7 @@ _WRITTEN = 16
 _FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q3_K": "Q4_0", "Q2_K": "Q4_0"}
 
 
-def calibrate(
-    files: Sequence[Path], figures: HostFigures, runs: int, told: Callable[[int, int], None]
-) -> Calibration:
+def calibrate(files: Sequence[Path], figures: HostFigures, runs: int, told: Callable[[int, int], None]) -> Calibration:
     """Measure ``files``, fit, and keep it. Errors: :class:`BadConfigValue` for fewer than four files."""
     if len(files) < LEAST_FILES:
         raise BadConfigValue(
@@ -93,9 +91,7 @@ def timed_here(file: Path, threads: int, runs: int) -> Timed:
     """Errors: :class:`BadModelFile` with what the process said last."""
     command = [sys.executable, "-m", "codriver.optimize.calibrating", str(threads), str(runs), str(file)]
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(
-        [*command, *map(str, PROMPTS)], capture_output=True, text=True, check=False, env=environment
-    )
+    done = subprocess.run([*command, *map(str, PROMPTS)], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
         raise BadModelFile(f"{file} could not be measured: {lines[-1][:200]}")

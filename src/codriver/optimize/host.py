@@ -1,10 +1,10 @@
 """This machine as a target: what its memory lets through, how fast llama.cpp multiplies on it, and what it has.
 
 ``python -m codriver.optimize.host THREADS REPEATS`` measures and prints JSON; :func:`measure` runs that in a process of
-its own and keeps it, as a profile (``host.toml``) and with every repeat's spread (``host.json``). Repeats are interleaved:
-each test once, then all of them again. Memory: STREAM's rule (McCalpin 1995) that an array is at least four times the
-last-level cache. Times are the process's own (:func:`~codriver.optimize.matmul.busy_s`), so that others on the machine cost
-a figure less; the load is kept beside it.
+its own and keeps it, as a profile (``host.toml``) and with the spread over the repeats (``host.json``). Repeats are
+interleaved: each test once, then all of them again. Memory: STREAM's rule (McCalpin 1995) that an array is at least
+four times the last-level cache. Times are the process's own (``matmul.busy_s``), so that others on the machine cost a
+figure less; the load is kept beside it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _ONE = Shape(rows=512, width=2048, times=8)  # small enough for a cache
 _MANY = Shape(rows=512, width=2048, tokens=128)
 _LARGE = Shape(rows=32768, width=2048)  # 71 MB as Q8_0
 _LEAST_BYTES = 64 << 20
-# Additions and multiplications of int8 in a cycle of one core: 64 bytes and a fused product and sum on each of two ports
-# (VNNI, 512 bits; 256 bits), and three instructions for the same without (AVX2). After uops.info and Arm's guides.
+# Additions and multiplications of int8 in a cycle of one core: a fused product and sum on each of two ports (VNNI of
+# 512 and of 256 bits), and instructions for the two apart without it (AVX2). Nominal: what is scaled by it is an estimate.
 _OPS_PER_CYCLE = (("avx512_vnni", 256.0), ("avx_vnni", 128.0), ("avx2", 64.0), ("asimddp", 64.0), ("sse4_1", 32.0))
 
 

@@ -1,4 +1,4 @@
-"""How fast does llama.cpp multiply on this machine? Its own matrix product, alone, by type and by how much is multiplied.
+"""How fast does llama.cpp multiply on this machine? Its own matrix product, alone, by type and by how much there is.
 
 One graph with one product, computed by the functions that the engine's wheel carries; nothing else of a model. A small
 matrix stays in the cache and shows what the arithmetic can do; a large one shows what memory lets through.
@@ -71,7 +71,7 @@ def _ggml() -> ctypes.CDLL:
 
 @dataclass(frozen=True)
 class Shape:
-    """``rows`` × ``width`` weights times ``tokens`` columns; ``times`` such products stand in one graph, as in a model."""
+    """``rows`` × ``width`` weights times ``tokens`` columns; ``times`` such products in one graph, as in a model."""
 
     rows: int
     width: int

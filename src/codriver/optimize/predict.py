@@ -1,4 +1,4 @@
-"""How fast will a GGUF file be on a car computer that is not here? A roofline, calibrated on this machine, with its error.
+"""How fast will a GGUF file be on a car computer that is not here? A roofline, calibrated on this machine.
 
 The model (Williams, Waterman and Patterson 2009, the roofline): a matrix takes what its bytes take from memory or what
 its arithmetic takes, whichever is longer. While one token is written every matrix is read once; while N are read the
@@ -141,7 +141,7 @@ def layout_of(file: Path) -> Layout:
 
 
 def here(figures: HostFigures) -> Rates:
-    """This machine's rates. One token at a time is bound by what a large product gets from memory, not by a plain read."""
+    """This machine's rates. One token at a time is bound by what a large product gets from memory, not by a read."""
     bandwidth = max(figures.bandwidth["product_Q8_0"].median, figures.bandwidth["product_F16"].median)
     return Rates(
         {kind: spread.median for kind, spread in figures.one.items()},
@@ -182,9 +182,7 @@ def memory_bytes(layout: Layout, fitted: Fitted, tokens: int) -> float:
 def fit(files: Sequence[Timed], rates: Rates) -> Fitted:
     """Least squares of relative errors; nothing takes less than no time."""
     prompts = [
-        (_prompt_parts(one.layout, rates, int(tokens)), taken)
-        for one in files
-        for tokens, taken in one.prompts.items()
+        (_prompt_parts(one.layout, rates, int(tokens)), taken) for one in files for tokens, taken in one.prompts.items()
     ]
     written = [(_token_parts(one.layout, rates), one.token_s) for one in files]
     memory = [one.memory_bytes - _known_bytes(one.layout, _longest(one)) for one in files]
@@ -196,9 +194,7 @@ def leave_one_out(files: Sequence[Timed], rates: Rates) -> dict[str, dict[str, f
     errors: dict[str, dict[str, float]] = {"ttft_ms": {}, "decode_tps": {}, "rss": {}}
     for number, one in enumerate(files):
         fitted = fit([other for at, other in enumerate(files) if at != number], rates)
-        wrong = [
-            prompt_s(one.layout, rates, fitted, int(tokens)) / taken - 1 for tokens, taken in one.prompts.items()
-        ]
+        wrong = [prompt_s(one.layout, rates, fitted, int(tokens)) / taken - 1 for tokens, taken in one.prompts.items()]
         errors["ttft_ms"][one.layout.name] = max(wrong, key=abs)
         errors["decode_tps"][one.layout.name] = one.token_s / token_s(one.layout, rates, fitted) - 1
         told = memory_bytes(one.layout, fitted, _longest(one))
@@ -219,7 +215,7 @@ def load_calibration() -> tuple[HostFigures, Calibration]:
 
 
 def predict(file: Path, target: Target, prompts: Sequence[int]) -> list[Measured]:
-    """Rows of a card, each marked as predicted, with the largest error on this machine; no time to a first token where
+    """Rows of a card, each marked as predicted, with the largest error on this machine. No time to a first token where
     the target's arithmetic is not known.
 
     Errors: :class:`MissingFile` without a calibration; ``BadConfigValue`` where the target lacks what is needed.
@@ -246,8 +242,8 @@ def timing_for(
     target: Target, requirements: Sequence[Requirement]
 ) -> Callable[[Path, int, int, Sequence[int]], list[Measured]]:
     """What stands in for measuring where the target is not this machine. Errors, before anything long begins: those of
-    :func:`predict`, and ``BadConfigValue`` for a target that llama.cpp does not serve, or that lacks a figure on which a
-    requirement depends.
+    :func:`predict`, and ``BadConfigValue`` for a target that llama.cpp does not serve, or that lacks a figure on which
+    a requirement depends.
     """
     target.need_runtime("llama_cpp")
     _, known = elsewhere(target, load_calibration()[0])
@@ -273,8 +269,8 @@ def _token_parts(layout: Layout, rates: Rates) -> tuple[float, float]:
 
 
 def _known_bytes(layout: Layout, tokens: int) -> float:
-    """Weights (those that llama.cpp lays out anew twice: the file's pages stay), keys and values, and the logits of every
-    position, for which it keeps room.
+    """Weights (twice those that llama.cpp lays out anew: the file's pages stay), keys and values, and the logits of
+    every position, for which it keeps room.
     """
     anew = sum(size for kind, (_, size) in layout.blocks.items() if kind in LAID_OUT)
     cache = 2 * _KV_BYTES * layout.layers * layout.kv_width * tokens

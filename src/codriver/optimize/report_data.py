@@ -1,7 +1,7 @@
 """What a report says of artifacts, as data: read from their folders, nothing measured again.
 
-The rules kept: a percentile is only told where there are runs enough for it, and otherwise how many are needed; a point is
-on the front when no other artifact is at least as good in both and better in one.
+The rules kept: a percentile is only told where there are runs enough for it, and otherwise how many are needed; a point
+is on the front when no other artifact is at least as good in both and better in one.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ def pareto(front: Front, told: Sequence[Told]) -> str:
     y = Axis(*_range([up for _, _, up in points]), 300.0, 34.0)
     parts = [text(LEFT, 20, f"{name_y}, {unit_y}", "small")]
     for tick in ticks(y.low, y.high):
-        parts += [line(LEFT, y.at(tick), right, y.at(tick), "grid"), text(LEFT - 8, y.at(tick) + 4, f"{tick:g}", "small", "end")]
+        parts += [
+            line(LEFT, y.at(tick), right, y.at(tick), "grid"),
+            text(LEFT - 8, y.at(tick) + 4, f"{tick:g}", "small", "end"),
+        ]
     for tick in ticks(x.low, x.high, 7):
         parts += [line(x.at(tick), 300, x.at(tick), 305, "grid"), text(x.at(tick), 319, f"{tick:g}", "small", "middle")]
     parts.append(text((LEFT + right) / 2, 338, f"{name_x}, {unit_x}", "small", "middle"))
@@ -102,16 +105,20 @@ def latencies(rows: Sequence[Latency]) -> str:
         parts.append(text(180, y + 4, f"{row.metric.replace('ttft_ms', 'first token')}", "", "end"))
         parts.append(text(180, y + 20, f"n = {row.n}, {row.unit}", "small", "end"))
         for tick in ticks(x.low, x.high, 6):
-            parts += [line(x.at(tick), y - 14, x.at(tick), y + 22, "grid"), text(x.at(tick), y + 36, f"{tick:g}", "small", "middle")]
+            parts += [
+                line(x.at(tick), y - 14, x.at(tick), y + 22, "grid"),
+                text(x.at(tick), y + 36, f"{tick:g}", "small", "middle"),
+            ]
         for number, value in enumerate(row.samples):
             told = f"run {number + 1}: {value:.4g} {row.unit}"
-            parts.append(f'<circle cx="{x.at(value):.1f}" cy="{y:.1f}" r="5" class="run"><title>{told}</title></circle>')
+            parts.append(
+                f'<circle cx="{x.at(value):.1f}" cy="{y:.1f}" r="5" class="run"><title>{told}</title></circle>'
+            )
         if row.low is not None and row.high is not None:
             told = f"from {row.low:.4g} to {row.high:.4g} {row.unit}"
             parts.append(box((x.at(row.low), y + 12, x.at(row.high) - x.at(row.low), 5), "fill c0", told))
-        parts.append(
-            f'<path d="M{x.at(row.median):.1f} {y - 13:.1f}v32" class="median"><title>median {row.median:.4g} {row.unit}</title></path>'
-        )
+        told = f"<title>median {row.median:.4g} {row.unit}</title>"
+        parts.append(f'<path d="M{x.at(row.median):.1f} {y - 13:.1f}v32" class="median">{told}</path>')
         top = y + 46
     return svg(top + 4, parts, "Runs, medians and their 95 % intervals", "")
 

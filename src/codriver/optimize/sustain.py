@@ -1,6 +1,6 @@
 """Does a file stay as fast as it was? Runs back to back without a pause, each timed, and what drifted over them.
 
-Each run reads a prompt and writes tokens. The drift is Theil and Sen's slope (Sen 1968) of time over runs, in percent of
+Each run reads a prompt and writes tokens. The drift is Theil and Sen's slope (Sen 1968) over the runs, in percent of
 the median over the whole test, with its 95 % interval from Kendall's statistic: a single slow run does not make one.
 Run as ``python -m codriver.optimize.sustain FILE THREADS RUNS TOKENS``; it prints one JSON object.
 """
@@ -28,7 +28,7 @@ _WRITTEN = 32
 
 
 class SustainedRun(msgspec.Struct, frozen=True):
-    """``zones``: degrees by thermal zone behind the run; ``ghz``: the cores' clocks; both empty where none are shown."""
+    """``zones``: degrees by thermal zone behind the run; ``ghz``: the cores' clocks. Empty where none are shown."""
 
     began_s: float
     ttft_ms: float
@@ -62,7 +62,7 @@ class Sustained(msgspec.Struct, frozen=True):
         return drift([getattr(run, metric) for run in self.runs])
 
     def median(self, metric: str) -> float:
-        return statistics.median(getattr(run, metric) for run in self.runs)
+        return float(statistics.median(getattr(run, metric) for run in self.runs))
 
 
 def sustain(file: Path, threads: int, runs: int, prompt_tokens: int) -> Sustained:

@@ -1,7 +1,7 @@
 """Plots as inline SVG, by hand: no library, no script, and colours that follow the page's light or dark theme.
 
-Colours and strokes come from the page's style sheet by class (``grid``, ``fill c0``…``c7``, ``curve c0``…). What a colour
-tells, a shape tells too: :func:`marker` has a shape per number.
+Colours and strokes come from the page's style sheet by class (``grid``, ``fill c0``…``c7``, ``curve c0``…). What a
+colour tells, a shape tells too: :func:`marker` has a shape per number.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A car computer as figures: what it has, what it may use, what it can run, and where each figure was read.
 
-A profile is TOML, checked by :mod:`codriver.core.config`: unknown keys and bad values are errors that name the key. Some
+A profile is TOML, checked by ``core.config``: unknown keys and bad values are errors that name the key. Some
 come with the package (``targets/*.toml``), ``host`` is measured on this machine (``codriver targets measure``), and a
 file of the user's own is named by its path. The rules kept: every figure of a shipped profile names its source in
 ``[about.sources]``; what could not be sourced is 0 and says so in ``[about.missing]``, and is never guessed.
@@ -66,8 +66,8 @@ class Accelerator:
 
 @dataclass(frozen=True)
 class Power:
-    """The thermal model's parameters (:mod:`codriver.optimize.thermal`). Resistance and capacity belong to the cooling, not to
-    the chip: those of your box are yours to measure (``codriver targets sustain``).
+    """The thermal model's parameters (``thermal.py``). Resistance and capacity belong to the cooling, not to the chip:
+    those of your box are yours to measure (``codriver targets sustain``).
     """
 
     budget_w: float = setting(0.0, "Power that it may take for long; 0 when not known.", least=0)
@@ -80,7 +80,9 @@ class Power:
 @dataclass(frozen=True)
 class Runtimes:
     usable: tuple[str, ...] = setting(("llama_cpp",), "Engines of Codriver that run there.")
-    why_not: dict[str, str] = setting({}, "Runtimes that cannot be used or checked from here: the name, and what is missing.")
+    why_not: dict[str, str] = setting(
+        {}, "Runtimes that cannot be used or checked from here: the name, and what is missing."
+    )
 
 
 @dataclass(frozen=True)

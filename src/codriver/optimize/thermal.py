@@ -2,8 +2,8 @@
 
 One thermal node: power heats a capacity, which cools through a resistance into the air (the first-order RC circuit that
 compact thermal models are made of; Skadron et al. 2003, HotSpot; one time constant per Brooks and Martonosi 2001).
-From the throttling temperature on, power is held at what the resistance carries away there. Power follows load linearly,
-throughput follows power above idle: clocks are lowered, not voltages, so that what is predicted errs low.
+From the throttling temperature on, power is held at what the resistance carries away there. Power follows load
+linearly, and throughput follows power above idle: only clocks are lowered, no voltages, so that it errs low.
 
 The rule kept: resistance and capacity belong to a box's cooling and are never guessed; they come from the profile, or
 are fitted to temperatures that were read (:func:`fit_node`).

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,13 +61,16 @@ def optimise(
     judged: Windows = 20,
     recipe: Annotated[Path | None, typer.Option(help="Passes before rounding, as TOML.")] = None,
     threads: Threads = _THREADS,
-    target: Annotated[str, typer.Option(help="The car computer: host, a name of codriver targets list, or TOML.")] = "host",
+    target: Annotated[
+        str, typer.Option(help="The car computer: host, a name of codriver targets list, or TOML.")
+    ] = "host",
 ) -> None:
     """Make an artifact of MODEL that meets what is required; exit code 3 with the nearest where none does."""
     _need_numpy()
+    from codriver.optimize.latency import measure as measure_latency
     from codriver.optimize.optimise import Optimisation, Settings
-    from codriver.optimize.recipe import NO_PASSES, load_recipe
     from codriver.optimize.predict import timing_for
+    from codriver.optimize.recipe import NO_PASSES, load_recipe
     from codriver.optimize.requirement import parse_requirements
     from codriver.optimize.target import HOST, find_target
 
@@ -74,8 +78,9 @@ def optimise(
     if calibration.resolve() == scored.resolve():
         raise BadConfigValue("The text for calibration and the scored one are the same file.", param="scored")
     passes = NO_PASSES if recipe is None else load_recipe(recipe)
-    aimed = {} if target == HOST else {"target": target, "timing": timing_for(find_target(target), requirements)}
-    settings = Settings(_text(calibration), _text(scored), windows, judged, threads=threads, recipe=passes, **aimed)
+    timing = measure_latency if target == HOST else timing_for(find_target(target), requirements)
+    settings = Settings(_text(calibration), _text(scored), windows, judged, threads=threads, recipe=passes)
+    settings = replace(settings, target=target, timing=timing)
     with _telling() as told:
         trial = Optimisation(_file(model), out, settings, told).run(requirements)
     typer.echo(f"{out / MANIFEST}: {trial.bits:.2f} bits per weight")
@@ -166,9 +171,14 @@ def evaluate(
 @app.command()
 def compare(
     models: Annotated[list[str], typer.Argument(help="Artifacts' folders, or files.")],
+    plot: Annotated[Path | None, typer.Option(help="Size against KL of artifacts' folders, as .svg or .html.")] = None,
 ) -> None:
     """What was measured of artifacts, side by side."""
     from codriver.optimize.inspect import inspect as look
+    from codriver.optimize.report import write_comparison
+
+    if plot is not None:
+        write_comparison([Path(model) for model in models], plot)
 
     told = []
     for model in models:
@@ -178,6 +188,18 @@ def compare(
             values |= {one.metric: one.value for one in load_artifact(Path(model)).card}
         told.append((model, values))
     _cards(told)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Artifacts' folders.")],
+    out: Annotated[Path, typer.Option(help="The HTML page; beside it the same as JSON.")] = Path("report.html"),
+) -> None:
+    """One page on artifacts: what is bought with what, sensitivity, size truth, latency, provenance. No network."""
+    from codriver.optimize.report import write
+
+    write(folders, out)
+    typer.echo(f"{out} and {out.with_suffix('.json').name}")
 
 
 def _need_numpy() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -109,7 +108,9 @@ def measure(
 
 @app.command()
 def calibrate(
-    models: Annotated[list[str], typer.Argument(help="GGUF files that are measured here; four at least, variants too.")],
+    models: Annotated[
+        list[str], typer.Argument(help="GGUF files that are measured here; four at least, variants too.")
+    ],
     with_variants: Annotated[
         bool, typer.Option("--variants/--no-variants", help="Measure the first model in Q8_0, Q4_0 and Q6_K as well.")
     ] = True,
@@ -143,7 +144,7 @@ def predict(
     target: Annotated[str, typer.Option(help="A target's name, or a TOML file.")],
     tokens: Annotated[list[int] | None, typer.Option(help="Lengths of prompts.", min=1)] = None,
 ) -> None:
-    """Time to a first token, tokens a second and memory of a file on a target, predicted, with the error on this machine."""
+    """Time to a first token, tokens a second and memory of a file on a target, with the error on this machine."""
     _need_numpy()
     from codriver.optimize.predict import predict as predicted
     from codriver.optimize.target import find_target
@@ -190,10 +191,11 @@ def sustain(
     _print(table)
     for metric, one in drifts.items():
         seen = "" if one.clear else ": none that these runs can show"
-        typer.echo(f"{metric} drifts by {one.percent:+.1f} % over the test (95 %: {one.low:+.1f} to {one.high:+.1f}){seen}")
+        interval = f"95 %: {one.low:+.1f} to {one.high:+.1f}"
+        typer.echo(f"{metric} drifts by {one.percent:+.1f} % over the test ({interval}){seen}")
     if node is not None and profile is not None:
         power = load_w(profile, 1.0)
         typer.echo(
             f"on {profile.name} at {power:.0f} W in air of {ambient:.0f} °C: throttles after "
-            f"{node.seconds_to_throttle(power):.0f} s, then keeps {node.sustained_share(power):.0%} of its tokens a second"
+            f"{node.seconds_to_throttle(power):.0f} s, then keeps {node.sustained_share(power):.0%} of its speed"
         )
