@@ -34,7 +34,7 @@ _MANY = Shape(rows=512, width=2048, tokens=128)
 _LARGE = Shape(rows=32768, width=2048)  # 71 MB as Q8_0
 _LEAST_BYTES = 64 << 20
 # Additions and multiplications of int8 in a cycle of one core: a fused product and sum on each of two ports (VNNI of
-# 512 and of 256 bits), and instructions for the two apart without it (AVX2). Nominal: what is scaled by it is an estimate.
+# 512 and of 256 bits), and instructions for the two apart without it (AVX2). Nominal: scaling by it is an estimate.
 _OPS_PER_CYCLE = (("avx512_vnni", 256.0), ("avx_vnni", 128.0), ("avx2", 64.0), ("asimddp", 64.0), ("sse4_1", 32.0))
 
 

@@ -224,16 +224,19 @@ def predict(file: Path, target: Target, prompts: Sequence[int]) -> list[Measured
     rates, known = (here(figures), True) if target.name == HOST else elsewhere(target, figures)
     layout, fitted = layout_of(file), _scaled(calibration.fitted, rates, known)
 
-    def row(metric: str, value: float, unit: str, of: str, more: str = "") -> Measured:
+    def row(metric: str, value: float, unit: str, of: str) -> Measured:
         error = calibration.error(of)
         told = f"predicted for {target.name}, error on the host ±{100 * error:.0f} %"
         low, high = value / (1 + error), value * (1 + error)
-        return Measured(metric, value, unit, 0, low, high, f"{told}{more}")
+        return Measured(metric, value, unit, 0, low, high, told)
 
     asked = prompts if known else ()
     found = [row(f"ttft_ms@{n}", 1e3 * prompt_s(layout, rates, fitted, n), "ms", "ttft_ms") for n in asked]
-    bound = "" if known else "; memory alone: it cannot be faster"
-    found.append(row("decode_tps", 1 / token_s(layout, rates, fitted), "tokens/s", "decode_tps", bound))
+    written = row("decode_tps", 1 / token_s(layout, rates, fitted), "tokens/s", "decode_tps")
+    if not known:
+        told = f"predicted for {target.name}: what its memory allows, and no more than that"
+        written = msgspec.structs.replace(written, low=None, high=None, note=told)
+    found.append(written)
     longest = max(prompts, default=512)
     return [*found, row("rss", memory_bytes(layout, fitted, longest + 32), "bytes", "rss")]
 
@@ -247,7 +250,7 @@ def timing_for(
     """
     target.need_runtime("llama_cpp")
     _, known = elsewhere(target, load_calibration()[0])
-    if not known and any(one.metric == "ttft_ms" for one in requirements):
+    if not known and any(one.metric in ("ttft_ms", "decode_tps") for one in requirements):
         target.need("cpu.int8_ops_per_cycle")
     return lambda file, threads, runs, prompts: predict(file, target, prompts)
 

@@ -44,7 +44,7 @@ def test_a_shipped_figure_has_a_source_and_a_missing_one_a_reason(name: str) -> 
 def test_the_profiles_that_were_asked_for_are_there() -> None:
     assert set(shipped()) == {"orin-nx-16gb", "raspberry-pi-5", "rcar-v4h", "sa8775p", "tda4vh", "thor"}
     assert find_target("orin-nx-16gb").cpu.peak_gops == pytest.approx(8 * 2.0 * 64)
-    with pytest.raises(UnknownEntry, match="There is no target 'orin'. Known: host, orin-nx-16gb"):
+    with pytest.raises(UnknownEntry, match=r"There is no target 'orin'\. Known: host, orin-nx-16gb"):
         find_target("orin")
 
 
@@ -52,7 +52,7 @@ def test_what_a_target_lacks_is_told_with_the_reason(own: Path) -> None:
     with pytest.raises(BadConfigValue, match=r"sa8775p has no 'memory\.bandwidth_gbps': in Qualcomm's data sheet"):
         find_target("sa8775p").need("memory.bandwidth_gbps")
     with pytest.raises(
-        BadConfigValue, match="thor cannot be served by tensorrt_llm: its engines are built on the device"
+        BadConfigValue, match=r"thor cannot be served by tensorrt_llm: its engines are built on the device"
     ):
         find_target("thor").need_runtime("tensorrt_llm")
     found = find_target(str(own))

@@ -152,7 +152,8 @@ def predict(
     rows = predicted(_file(model), find_target(target), tokens or (64, 512))
     table = Table("metric", "predicted", "from", "to", "unit", "", box=None)
     for row in rows:
-        table.add_row(row.metric, *(f"{value:,.5g}" for value in (row.value, row.low, row.high)), row.unit, row.note)
+        figures = (f"{value:,.5g}" if value is not None else "–" for value in (row.value, row.low, row.high))
+        table.add_row(row.metric, *figures, row.unit, row.note)
     _print(table)
 
 
