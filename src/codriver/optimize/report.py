@@ -5,6 +5,7 @@ Both are written whole or not at all; the page can be read in light and in dark,
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Sequence
 from html import escape
@@ -37,7 +38,9 @@ def save(file: Path, content: str) -> None:
         part.write_text(content, encoding="utf-8")
         part.replace(file)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            # The report has failed already and that is what is told; a stray part does no harm.
+            part.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"There is no room for {file}; nothing of it was kept.") from error
         raise SetupError(f"The report {file} cannot be written: {error.strerror}.") from error
