@@ -75,7 +75,10 @@ def page(data: ReportData) -> str:
         "that they were calibrated on."
     )
     side = f"<section><h2>Side by side</h2>{table(data.artifacts)}<p class='small'>{words}</p></section>"
-    return _framed(f"Artifacts of {names}", [side, _fronts(data), *(_artifact(one) for one in data.artifacts)])
+    return _framed(
+        f"Artifacts of {names}",
+        [side, _fronts(data), *(_artifact(one, f"hatch-{number}") for number, one in enumerate(data.artifacts))],
+    )
 
 
 def comparison(data: ReportData) -> str:
@@ -137,14 +140,14 @@ def _fronts(data: ReportData) -> str:
     return f"<section><h2>What is bought with what</h2>{''.join(drawn)}{words}</section>"
 
 
-def _artifact(one: Told) -> str:
+def _artifact(one: Told, hatch: str) -> str:
     parts = [f"<section><h2>{escape(label(one))}</h2>"]
     if one.size is not None:
         parts.append(_size(one.size))
     parts.append("<h3>Sensitivity by layer</h3>")
     if one.sensitivity:
         parts += [
-            plots.sensitivity(one.sensitivity),
+            plots.sensitivity(one.sensitivity, hatch),
             "<p class='small'>What the model is expected to lose when a layer's matrices are rounded to about 4.5 "
             "bits, from the KL that was measured when groups of layers were rounded.</p>",
         ]

@@ -54,8 +54,10 @@ def pareto(front: Front, told: Sequence[Told]) -> str:
     return svg(max(346.0, 60.0 + 22 * len(points)), parts, f"{name_x} against {name_y}", said)
 
 
-def sensitivity(parts_of: Sequence[Part]) -> str:
-    """A bar per layer; what attention costs is plain, the rest hatched."""
+def sensitivity(parts_of: Sequence[Part], name: str) -> str:
+    """A bar per layer; what attention costs is plain, the rest hatched. ``name``: of the hatching, one of its own on a
+    page.
+    """
     base = 220.0
     most = max(part.attention + part.rest for part in parts_of) or 1.0
     y = Axis(0.0, most, base, 40.0)
@@ -63,7 +65,7 @@ def sensitivity(parts_of: Sequence[Part]) -> str:
     # The width of a bar decides whether its name fits below it.
     every = max(1, round(26 / width))
     parts = [
-        '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        f'<defs><pattern id="{name}" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
         '<rect width="6" height="6" class="fill c1"/><line x1="0" y1="0" x2="0" y2="6" class="hatch"/></pattern></defs>'
     ]
     for tick in ticks(0, most, 4):
@@ -78,7 +80,7 @@ def sensitivity(parts_of: Sequence[Part]) -> str:
         parts.append(box((left, foot, 0.76 * width, base - foot), "fill c0", told))
         parts.append(
             f'<rect x="{left:.1f}" y="{top:.1f}" width="{0.76 * width:.1f}" height="{max(0.0, foot - top):.1f}" '
-            f'fill="url(#hatch)"><title>{told}</title></rect>'
+            f'fill="url(#{name})"><title>{told}</title></rect>'
         )
         if number % every == 0 or not part.layer.isdigit():
             short = part.layer if part.layer.isdigit() else part.layer.replace("token_embd", "embd")[:6]
@@ -86,7 +88,7 @@ def sensitivity(parts_of: Sequence[Part]) -> str:
     parts += [
         text(LEFT, 20, "expected KL, nats/token", "small"),
         box((WIDTH - 330, 10, 14, 12), "fill c0"), text(WIDTH - 310, 20, "attention", "small"),
-        f'<rect x="{WIDTH - 230:.1f}" y="10" width="14" height="12" fill="url(#hatch)"/>',
+        f'<rect x="{WIDTH - 230:.1f}" y="10" width="14" height="12" fill="url(#{name})"/>',
         text(WIDTH - 210, 20, "feed-forward and the rest", "small"),
         text((LEFT + WIDTH) / 2, base + 34, "layer", "small", "middle"),
     ]  # fmt: skip

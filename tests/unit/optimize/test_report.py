@@ -83,6 +83,8 @@ def test_the_page_is_whole_and_fetches_nothing(folders: list[Path], tmp_path: Pa
     assert page.open == [] and page.fetched == [] and "@import" not in html and "url(http" not in html
     assert '<html lang="en">' in html and "prefers-color-scheme: dark" in html
     assert "A &lt;model&gt;" in html and "<model>" not in html
+    names = re.findall(r' id="([^"]+)"', html)
+    assert len(names) == len(set(names)) == 1
     plots = re.findall(r"<svg .*?</svg>", html, re.S)
     assert len(plots) == 2 + 1 + 3, "two fronts, one sensitivity, the runs of each"
     for plot in plots:
