@@ -22,10 +22,11 @@ from codriver.core.errors import BadConfigValue, BadModelFile
 from .ggml import quantise
 from .gguf_file import Changes, GgufFile, fits, rewrite
 from .host import HostFigures
-from .latency import _peak_bytes
+from .latency import peak_bytes
 from .llama_runtime import LlamaModel
 from .matmul import busy_s
 from .predict import LEAST_FILES, Calibration, Timed, fit, here, layout_of, leave_one_out
+from .saving import save
 from .target import home
 
 PROMPTS = (64, 256)
@@ -56,11 +57,7 @@ def calibrate(files: Sequence[Path], figures: HostFigures, runs: int, told: Call
         files=tuple(timed),
         errors=leave_one_out(timed, rates),
     )
-    home().mkdir(parents=True, exist_ok=True)
-    file = home() / "calibration.json"
-    part = file.with_suffix(".part")
-    part.write_bytes(msgspec.json.encode(found))
-    part.replace(file)
+    save(home() / "calibration.json", msgspec.json.encode(found).decode())
     return found
 
 
@@ -99,7 +96,7 @@ def timed_here(file: Path, threads: int, runs: int) -> Timed:
 
 
 def main(threads: int, runs: int, file: Path, prompts: Sequence[int]) -> Timed:
-    before = _peak_bytes()
+    before = peak_bytes()
     with LlamaModel(file) as model, model.context(max(prompts) + 32, threads) as context:
 
         def prompt(tokens: int) -> float:
@@ -121,7 +118,7 @@ def main(threads: int, runs: int, file: Path, prompts: Sequence[int]) -> Timed:
             for tokens in prompts:
                 taken[str(tokens)].append(prompt(tokens))
             written.append(token())
-        memory = float(_peak_bytes() - before)
+        memory = float(peak_bytes() - before)
     return Timed(layout_of(file), {key: min(values) for key, values in taken.items()}, min(written), memory)
 
 

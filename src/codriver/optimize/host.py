@@ -26,6 +26,7 @@ import numpy as np
 from codriver.core.errors import SetupError
 
 from .matmul import Shape, busy_s, product
+from .saving import save
 from .target import home
 
 KINDS = ("F32", "F16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "Q3_K", "Q2_K")
@@ -39,12 +40,11 @@ _OPS_PER_CYCLE = (("avx512_vnni", 256.0), ("avx_vnni", 128.0), ("avx2", 64.0), (
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """A figure over ``n`` repeats; ``best`` is the fastest of them."""
+    """A figure over ``n`` repeats: its median, the slowest and the fastest of them."""
 
     median: float
     low: float
     high: float
-    best: float
     n: int
     unit: str
 
@@ -93,12 +93,9 @@ def kept() -> HostFigures | None:
 
 
 def keep(found: HostFigures) -> None:
-    folder = home()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("host.json", msgspec.json.encode(found)), ("host.toml", profile(found).encode())):
-        part = folder / f"{name}.part"
-        part.write_bytes(content)
-        part.replace(folder / name)
+    """Errors: those of :func:`save`."""
+    save(home() / "host.json", msgspec.json.encode(found).decode())
+    save(home() / "host.toml", profile(found))
 
 
 def profile(found: HostFigures) -> str:
@@ -194,7 +191,7 @@ def _streams(pool: ThreadPoolExecutor, threads: int) -> dict[str, tuple[Callable
 
 
 def _spread(values: list[float], unit: str) -> Spread:
-    return Spread(statistics.median(values), min(values), max(values), max(values), len(values), unit)
+    return Spread(statistics.median(values), min(values), max(values), len(values), unit)
 
 
 def _last_cache_bytes() -> int:

@@ -36,13 +36,13 @@ def measure(file: Path, threads: int, runs: int, prompts: Sequence[int]) -> list
 
 def main(file: Path, threads: int, runs: int, prompts: Sequence[int]) -> list[Measured]:
     """What :func:`measure` runs in a process of its own."""
-    before = _peak_bytes()
+    before = peak_bytes()
     with LlamaModel(file) as model:
         room = max(prompts) + _WRITTEN
         with model.context(room, threads) as context:
             first_s = {tokens: [_first(context, tokens) for _ in range(runs + 1)][1:] for tokens in prompts}
             wrote = [_writes(context) for _ in range(runs + 1)][1:]
-            rss = _peak_bytes() - before
+            rss = peak_bytes() - before
     note = f"{threads} threads, median of {runs}"
     found = [_row(f"ttft_ms@{tokens}", [1e3 * s for s in taken], "ms", note) for tokens, taken in first_s.items()]
     return [*found, _row("decode_tps", wrote, "tokens/s", note), Measured("rss", float(rss), "bytes", 1)]
@@ -67,7 +67,7 @@ def _row(metric: str, values: list[float], unit: str, note: str) -> Measured:
     return Measured(metric, statistics.median(values), unit, len(values), min(values), max(values), note, tuple(values))
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """The most memory that this process ever had; 0 where there is no /proc."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():

@@ -5,8 +5,6 @@ Both are written whole or not at all; the page can be read in light and in dark,
 
 from __future__ import annotations
 
-import contextlib
-import errno
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -15,35 +13,20 @@ from string import Template
 
 import msgspec
 
-from codriver.core.errors import BadConfigValue, DiskFull, SetupError
+from codriver.core.errors import BadConfigValue
 
 from . import report_plots as plots
 from .report_data import Latency, ReportData, SizeTruth, Told, gather
 from .report_plots import label
+from .saving import save
 
 
 def write(folders: Sequence[Path], file: Path) -> ReportData:
-    """``file`` and, beside it, the same as JSON. Errors: :func:`gather`'s, :class:`DiskFull`, :class:`SetupError`."""
+    """``file`` and, beside it, the same as JSON. Errors: those of :func:`gather` and :func:`save`."""
     data = gather(folders)
     save(file.with_suffix(".json"), msgspec.json.format(msgspec.json.encode(data), indent=1).decode() + "\n")
     save(file, page(data))
     return data
-
-
-def save(file: Path, content: str) -> None:
-    """Errors: :class:`DiskFull`, :class:`SetupError` naming the file."""
-    part = file.with_name(file.name + ".part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(content, encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            # The report has failed already and that is what is told; a stray part does no harm.
-            part.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"There is no room for {file}; nothing of it was kept.") from error
-        raise SetupError(f"The report {file} cannot be written: {error.strerror}.") from error
 
 
 def write_comparison(folders: Sequence[Path], file: Path) -> None:

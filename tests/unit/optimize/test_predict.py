@@ -23,7 +23,7 @@ from codriver.optimize.target import find_target, read_target
 
 
 def spread(value: float, unit: str = "Gop/s") -> Spread:
-    return Spread(value, 0.9 * value, 1.1 * value, 1.1 * value, 9, unit)
+    return Spread(value, 0.9 * value, 1.1 * value, 9, unit)
 
 
 @pytest.fixture

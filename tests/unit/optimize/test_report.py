@@ -153,9 +153,7 @@ def test_what_cannot_be_read_or_written_says_so(
     with pytest.raises(BadConfigValue, match="A report needs an artifact at least"):
         gather([])
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(
-        SetupError, match=r"report .*report\.html cannot be written|report .*report\.json cannot be written"
-    ):
+    with pytest.raises(SetupError, match=r"The file .*report\.json cannot be written"):
         report.write(folders, tmp_path / "taken" / "report.html")
 
     def full(self: Path, *_: object, **__: object) -> int:
