@@ -106,7 +106,7 @@ class Actions:
 
 @dataclass(frozen=True)
 class Target:
-    """A profile. ``name`` is how it was asked for."""
+    """A profile. ``name``: a file's without its ending."""
 
     about: About
     memory: Memory
@@ -180,7 +180,9 @@ def find_target(name: str) -> Target:
             raise MissingFile("This machine was not measured yet: codriver targets measure.")
         return read_target(file, HOST)
     if name.endswith(".toml") or "/" in name:
-        return read_target(Path(name), name)
+        file = Path(name)
+        # What is called host is this machine, and a file that somebody gave that name is not.
+        return read_target(file, file.name if file.stem == HOST else file.stem)
     if name not in shipped():
         raise UnknownEntry(f"There is no target '{name}'. Known: {', '.join([HOST, *shipped()])}, or a TOML file.")
     return read_target(Path(str(files("codriver.optimize").joinpath("targets", f"{name}.toml"))), name)

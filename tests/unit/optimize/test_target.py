@@ -57,7 +57,8 @@ def test_what_a_target_lacks_is_told_with_the_reason(own: Path) -> None:
         find_target("thor").need_runtime("tensorrt_llm")
     found = find_target(str(own))
     assert found.need("memory.bandwidth_gbps") == 30.0
-    assert found.why_not("llama_cpp") is None
+    assert found.why_not("llama_cpp") is None and found.name == "mine"
+    assert find_target(str(own.rename(own.with_name("host.toml")))).name == "host.toml", "that is another machine"
     assert found.why_not("qnn") == "no licence" and found.why_not("tidl") == "the profile does not name it"
 
 

@@ -6,21 +6,26 @@ Errors are raised, and printed once by the command line's entry point.
 from __future__ import annotations
 
 import json
+import math
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 from rich.table import Table
 
-from codriver.core.errors import MissingFile
+from codriver.core.errors import BadConfigValue, MissingFile
 
 from .optimize import Threads, _file, _need_numpy, _print, _telling
+
+if TYPE_CHECKING:
+    from codriver.optimize.target import Target
 
 app = typer.Typer(help="Car computers as profiles, and this machine measured as one.", no_args_is_help=True)
 _THREADS = max(1, os.cpu_count() or 1)
 Model = Annotated[str, typer.Argument(help="A GGUF file, an artifact's folder, or a name in the catalogue.")]
 Name = Annotated[str, typer.Argument(help="A target's name, or a TOML file.")]
+Ambient = Annotated[float, typer.Option(help="Temperature of the air, in degrees.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -143,18 +148,27 @@ def predict(
     model: Model,
     target: Annotated[str, typer.Option(help="A target's name, or a TOML file.")],
     tokens: Annotated[list[int] | None, typer.Option(help="Lengths of prompts.", min=1)] = None,
+    ambient: Ambient = 25.0,
 ) -> None:
     """Time to a first token, tokens a second and memory of a file on a target, with the error on this machine."""
     _need_numpy()
     from codriver.optimize.predict import predict as predicted
     from codriver.optimize.target import find_target
 
-    rows = predicted(_file(model), find_target(target), tokens or (64, 512))
+    profile = find_target(target)
+    rows = predicted(_file(model), profile, tokens or (64, 512))
     table = Table("metric", "predicted", "from", "to", "unit", "", box=None)
     for row in rows:
         figures = (f"{value:,.5g}" if value is not None else "–" for value in (row.value, row.low, row.high))
         table.add_row(row.metric, *figures, row.unit, row.note)
     _print(table)
+    try:
+        told, share = _lasts(profile, ambient)
+    except BadConfigValue as error:
+        typer.echo(f"how long it lasts is not known: {error.message}")
+        return
+    fast = next(row.value for row in rows if row.metric == "decode_tps")
+    typer.echo(f"{told}: {share * fast:,.4g} tokens a second, predicted")
 
 
 @app.command()
@@ -164,17 +178,15 @@ def sustain(
     tokens: Annotated[int, typer.Option(help="Length of the prompt.", min=8)] = 256,
     threads: Threads = _THREADS,
     target: Annotated[str | None, typer.Option(help="A target whose thermal figures say how long it lasts.")] = None,
-    ambient: Annotated[float, typer.Option(help="Temperature of the air, in degrees.")] = 25.0,
+    ambient: Ambient = 25.0,
     as_json: AsJson = False,
 ) -> None:
     """Runs back to back without a pause: what each took, and whether they grow slower."""
     _need_numpy()
     from codriver.optimize.sustain import sustain as sustained
     from codriver.optimize.target import find_target
-    from codriver.optimize.thermal import load_w, node_of
 
-    profile = find_target(target) if target is not None else None
-    node = node_of(profile, ambient) if profile is not None else None
+    lasts = _lasts(find_target(target), ambient)[0] if target is not None else ""
     found = sustained(_file(model), threads, runs, tokens)
     drifts = {metric: found.drift(metric) for metric in ("ttft_ms", "decode_tps")}
     if as_json:
@@ -194,9 +206,18 @@ def sustain(
         seen = "" if one.clear else ": none that these runs can show"
         interval = f"95 %: {one.low:+.1f} to {one.high:+.1f}"
         typer.echo(f"{metric} drifts by {one.percent:+.1f} % over the test ({interval}){seen}")
-    if node is not None and profile is not None:
-        power = load_w(profile, 1.0)
-        typer.echo(
-            f"on {profile.name} at {power:.0f} W in air of {ambient:.0f} °C: throttles after "
-            f"{node.seconds_to_throttle(power):.0f} s, then keeps {node.sustained_share(power):.0%} of its speed"
-        )
+    if lasts:
+        typer.echo(lasts)
+
+
+def _lasts(target: Target, ambient: float) -> tuple[str, float]:
+    """In words, and the share of its speed that a target keeps for good at full load. Errors: ``BadConfigValue``."""
+    from codriver.optimize.thermal import load_w, node_of
+
+    node, power = node_of(target, ambient), load_w(target, 1.0)
+    seconds, share = node.seconds_to_throttle(power), node.sustained_share(power)
+    begins = "never throttles" if math.isinf(seconds) else f"throttles after {seconds:.0f} s"
+    return (
+        f"{target.name} at {power:.0f} W in air of {ambient:.0f} °C {begins}, and keeps {share:.0%} of its speed",
+        share,
+    )
