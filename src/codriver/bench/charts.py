@@ -1,4 +1,4 @@
-"""Plots as inline SVG, by hand: no library, no script, and colours that follow the page's light or dark theme.
+"""The drive's plots as inline SVG: no library, no script, and colours that follow the page's light or dark theme.
 
 Every function gives a complete ``<svg>`` element. Colours and strokes come from the report's style sheet by class.
 """
@@ -6,15 +6,14 @@ Every function gives a complete ``<svg>`` element. Colours and strokes come from
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from html import escape
+
+from codriver.optimize.svg import LEFT, RIGHT, WIDTH, Axis, box, dot, legend, line, svg, text
 
 from .drive_outcomes import Fate, PolicyRun, Summary
 from .drive_settings import Window
 
-_WIDTH = 980.0
-_LEFT, _RIGHT = 70.0, 20.0
 FATE_WORDS = {
     "vehicle": "answered in time by the vehicle",
     "cloud": "by the cloud",
@@ -23,49 +22,8 @@ FATE_WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """Maps values from ``low`` to ``high`` onto pixels from ``start`` to ``end``."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def at(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.log:
-            value, low, high = math.log(max(value, low)), math.log(low), math.log(high)
-        part = (value - low) / (high - low) if high > low else 0.0
-        return self.start + min(1.0, max(0.0, part)) * (self.end - self.start)
-
-
 def fate_class(fate: Fate) -> str:
     return "lost" if not fate.in_time or fate.where == "nobody" else fate.where
-
-
-def svg(height: float, parts: Sequence[str], title: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
-    )
-
-
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
-
-
-def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
-
-
-def box(frame: tuple[float, float, float, float], kind: str, told: str = "") -> str:
-    """``frame``: left, top, width, height."""
-    x, y, width, height = frame
-    title = f"<title>{escape(told)}</title>" if told else ""
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{max(0.0, width):.1f}" height="{height:.1f}"'
-    return f'<rect {place} class="{kind}">{title}</rect>'
 
 
 def mark(x: float, y: float, kind: str, told: str) -> str:
@@ -79,19 +37,6 @@ def mark(x: float, y: float, kind: str, told: str) -> str:
     return f'<g class="fate {kind}"><title>{escape(told)}</title>{shapes[kind]}</g>'
 
 
-def dot(x: float, y: float, number: int, told: str) -> str:
-    place = f'cx="{x:.1f}" cy="{y:.1f}" r="6"'
-    return f'<circle {place} class="fill c{number}"><title>{escape(told)}</title></circle>'
-
-
-def legend(y: float, entries: Mapping[str, str], draw: Callable[[float, float, str], str]) -> list[str]:
-    parts, x = [], _LEFT + 8
-    for kind, words in entries.items():
-        parts += [draw(x, y - 4, kind), text(x + 12, y, words, "small")]
-        x += 30 + 6.4 * len(words)
-    return parts
-
-
 # ---------------------------------------------------------------- the drive over time
 
 
@@ -101,7 +46,7 @@ def timeline(run: PolicyRun, window: Window) -> str:
     top, road = 26.0, 96.0
     lanes = road + 44
     bottom = lanes + 24 * max(1, len(sources))
-    x = Axis(0.0, window.seconds + 8, 120.0, _WIDTH - _RIGHT)
+    x = Axis(0.0, window.seconds + 8, 120.0, WIDTH - RIGHT)
     parts = [
         box((x.at(a), top, x.at(b) - x.at(a), bottom - top - 6), "outage", f"no service {a:.1f}–{b:.1f} s")
         for a, b in window.outages()
@@ -184,7 +129,7 @@ def ttft_curves(runs: Sequence[PolicyRun]) -> str:
     waits = {run.policy: sorted(f.ttft_ms for f in run.fates if f.ttft_ms is not None) for run in runs}
     known = [wait for each in waits.values() for wait in each]
     low, high = (max(1.0, min(known) * 0.8), max(known) * 1.2) if known else (1.0, 10.0)
-    x = Axis(low, high, _LEFT, _WIDTH - _RIGHT - 150, log=True)
+    x = Axis(low, high, LEFT, WIDTH - RIGHT - 150, log=True)
     parts = _grid_y(y, (0.0, 0.25, 0.5, 0.75, 1.0), x, lambda v: f"{v:.0%}")
     ticks = [m * 10.0**e for e in range(0, 6) for m in (1, 2, 5)]
     for tick in ticks:
@@ -216,7 +161,7 @@ def _thinned(waits: Sequence[float], most: int = 400) -> list[tuple[int, float]]
 def quality_cost(summaries: Sequence[Summary]) -> str:
     """Accuracy against cost per thousand requests, with 95 % intervals of both."""
     costs = [1e3 * s.cost_usd.high for s in summaries if not math.isnan(s.cost_usd.high)]
-    x = Axis(0.0, 1.15 * max(costs, default=0.0) or 1.0, _LEFT, _WIDTH - _RIGHT - 150)
+    x = Axis(0.0, 1.15 * max(costs, default=0.0) or 1.0, LEFT, WIDTH - RIGHT - 150)
     y = Axis(0.0, 1.0, 250.0, 20.0)
     parts = _grid_y(y, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), x, lambda v: f"{v:.0%}")
     for step in range(6):
@@ -246,7 +191,7 @@ def places(summaries: Sequence[Summary]) -> str:
         lost = one.n - one.by_vehicle - one.by_cloud - one.mixed
         counts = {"vehicle": one.by_vehicle, "cloud": one.by_cloud, "mixed": one.mixed, "lost": lost}
         for kind, count in counts.items():
-            width = (_WIDTH - _RIGHT - 170) * count / max(1, one.n)
+            width = (WIDTH - RIGHT - 170) * count / max(1, one.n)
             parts.append(box((left, y, width, 22), f"fate {kind} bar", f"{FATE_WORDS[kind]}: {count}"))
             if width > 34:
                 parts.append(text(left + width / 2, y + 15, str(count), "inside", "middle"))
@@ -258,7 +203,7 @@ def places(summaries: Sequence[Summary]) -> str:
 def shares(points: Sequence[tuple[str, float, float, float, float]]) -> str:
     """(name, calls, share, low, high) of each way to choose who is asked: accuracy as a share of the strong model's."""
     known = [value for point in points for value in point[2:] if not math.isnan(value)]
-    x = Axis(min([*known, 0.93]) - 0.01, max([*known, 1.0]) + 0.01, 200.0, _WIDTH - _RIGHT - 150)
+    x = Axis(min([*known, 0.93]) - 0.01, max([*known, 1.0]) + 0.01, 200.0, WIDTH - RIGHT - 150)
     bottom = 20.0 + 26 * len(points)
     ticks = [v / 20 for v in range(0, 41) if x.low <= v / 20 <= x.high]
     parts = [line(x.at(v), 10, x.at(v), bottom, "aim" if v == 0.95 else "grid") for v in ticks]

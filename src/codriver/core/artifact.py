@@ -28,7 +28,9 @@ class ArtifactFile(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """One figure of the card. ``n``: observations; ``low`` and ``high``: its 95 % interval, where it has one."""
+    """One figure of the card. ``n``: observations; ``low`` and ``high``: its 95 % interval, where it has one.
+    ``samples``: the observations themselves in their order, where they are kept.
+    """
 
     metric: str
     value: float
@@ -37,6 +39,7 @@ class Measured(msgspec.Struct, frozen=True):
     low: float | None = None
     high: float | None = None
     note: str = ""
+    samples: tuple[float, ...] = ()
 
 
 class Artifact(msgspec.Struct, frozen=True):

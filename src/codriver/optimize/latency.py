@@ -64,7 +64,7 @@ def _writes(context: Context) -> float:
 
 
 def _row(metric: str, values: list[float], unit: str, note: str) -> Measured:
-    return Measured(metric, statistics.median(values), unit, len(values), min(values), max(values), note)
+    return Measured(metric, statistics.median(values), unit, len(values), min(values), max(values), note, tuple(values))
 
 
 def peak_bytes() -> int:

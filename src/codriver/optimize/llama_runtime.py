@@ -80,7 +80,7 @@ class _Batch(ctypes.Structure):
     ]
 
 
-class _Tensor(ctypes.Structure):
+class GgmlTensor(ctypes.Structure):
     """The begin of a ``ggml_tensor``; checked against the name that the library gives for it."""
 
     _fields_ = [
@@ -333,7 +333,7 @@ def _watching(
 
     def watch(address: int, ask: bool, _: int) -> bool:
         try:
-            tensor = _Tensor.from_address(address)
+            tensor = GgmlTensor.from_address(address)
             if lib.ggml_get_name(address) != tensor.name:
                 raise MissingExtra("The library in xllamacpp has tensors of another llama.cpp than this is for.")
             if cache.keep is not None and _kept(tensor, cache.keep, ask):
@@ -347,12 +347,12 @@ def _watching(
     return watch
 
 
-def _kept(tensor: _Tensor, keeper: Keeper, ask: bool) -> bool:
+def _kept(tensor: GgmlTensor, keeper: Keeper, ask: bool) -> bool:
     """Rows that were written into the cache are written once more, as ``keeper`` has them."""
     side = _CACHE_ROWS.fullmatch(tensor.name.decode(errors="replace"))
     if side is None or not tensor.src[0] or not tensor.src[1]:
         return False
-    given, where = _Tensor.from_address(tensor.src[0]), _Tensor.from_address(tensor.src[1])
+    given, where = GgmlTensor.from_address(tensor.src[0]), GgmlTensor.from_address(tensor.src[1])
     if given.type != _F32 or where.type != NUMBERS["I64"]:
         return False
     width, rows = int(tensor.ne[0]), int(where.ne[0])
@@ -367,7 +367,7 @@ def _kept(tensor: _Tensor, keeper: Keeper, ask: bool) -> bool:
     return True
 
 
-def _showed(results: Results, tensor: _Tensor, ask: bool) -> bool:
+def _showed(results: Results, tensor: GgmlTensor, ask: bool) -> bool:
     name = tensor.name.decode(errors="replace")
     if tensor.type != _F32 or not results.wanted(name):
         return False
@@ -376,12 +376,12 @@ def _showed(results: Results, tensor: _Tensor, ask: bool) -> bool:
     return True
 
 
-def _watched(taker: Taker, tensor: _Tensor, ask: bool) -> bool:
+def _watched(taker: Taker, tensor: GgmlTensor, ask: bool) -> bool:
     """ggml asks of each operation whether its result is wanted, and shows it once it is there."""
     if not tensor.src[0] or not tensor.src[1]:
         return False
-    name = _Tensor.from_address(tensor.src[0]).name.decode(errors="replace")
-    given = _Tensor.from_address(tensor.src[1])
+    name = GgmlTensor.from_address(tensor.src[0]).name.decode(errors="replace")
+    given = GgmlTensor.from_address(tensor.src[1])
     # Token ids look up rows; a norm's weight is no matrix.
     if not name.endswith(".weight") or name.endswith("norm.weight") or given.type != _F32:
         return False
@@ -390,7 +390,7 @@ def _watched(taker: Taker, tensor: _Tensor, ask: bool) -> bool:
     return True
 
 
-def _values(tensor: _Tensor, called: str) -> Floats:
+def _values(tensor: GgmlTensor, called: str) -> Floats:
     rows, width = int(tensor.ne[1] * tensor.ne[2] * tensor.ne[3]), int(tensor.ne[0])
     if tensor.nb[0] != 4 or tensor.nb[1] != 4 * width:
         raise BadModelFile(f"{called} does not lie in one piece, and cannot be read.")

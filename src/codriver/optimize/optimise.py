@@ -23,19 +23,19 @@ from .allocate import Allocation
 from .evaluate import WINDOW, Fit, evaluate
 from .gguf_file import GgufFile
 from .gptq import DAMPING
-from .latency import measure as measure_latency
 from .requirement import Requirement
 from .task import Settings, Task, Told, begin
 from .variant import Variant
 
 _STEPS = 8
 _MODEL = "model.gguf"
+SENSITIVITY = "sensitivity.json"  # beside the manifest, for the report
 
 
 @dataclass(frozen=True)
 class Trial:
     """One artifact that was made: ``values`` by metric, ``missed`` what it does not meet, ``lineage`` how it came to
-    be.
+    be, ``sensed`` the file of what its tensors may become.
     """
 
     file: Path
@@ -43,6 +43,7 @@ class Trial:
     card: tuple[Measured, ...]
     missed: tuple[Requirement, ...]
     lineage: tuple[str, ...]
+    sensed: Path
 
     @property
     def bits(self) -> float:
@@ -77,12 +78,12 @@ class Measuring:
         settings = self.task.settings
         fit = self.fit(file, settings.judged)
         prompts = sorted({one.tokens for one in self.requirements if one.tokens} or {WINDOW})
-        card = [*card_of(fit, file), *measure_latency(file, settings.threads, settings.runs, prompts)]
+        card = [*card_of(fit, file), *settings.timing(file, settings.threads, settings.runs, prompts)]
         values = {one.metric: one.value for one in card}
         values["bits"] = 8 * sum(t.size_bytes for t in GgufFile(file)) / variant.weights
         missed = tuple(one for one in self.requirements if not one.met(values[one.key], self.reference))
         lineage = (f"sha256:{self.task.sha256}", *variant.passes, how)
-        return Trial(file, values, tuple(card), missed, lineage)
+        return Trial(file, values, tuple(card), missed, lineage, variant.sensitivity_file)
 
 
 class Optimisation:
@@ -124,12 +125,13 @@ class Optimisation:
         self.out.mkdir(parents=True, exist_ok=True)
         kept = self.out / _MODEL
         trial.file.replace(kept)
+        (self.out / SENSITIVITY).write_bytes(trial.sensed.read_bytes())
         metadata = self.task.source.header.metadata
         artifact = Artifact(
             name=str(metadata.get("general.name", self.task.source.path.stem)),
             files=(ArtifactFile(_MODEL, "gguf", kept.stat().st_size, sha256_of(kept)),),
             bits_per_weight=trial.bits,
-            target="host",
+            target=self.task.settings.target,
             lineage=trial.lineage,
             licence=str(metadata.get("general.license", "not stated by the source")),
             card=trial.card,

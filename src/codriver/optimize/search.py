@@ -56,6 +56,7 @@ class Record(msgspec.Struct, frozen=True):
     missed: list[str]
     lineage: list[str] = []
     card: list[Measured] = []
+    sensed: str = ""
 
     @property
     def kl(self) -> float:
@@ -153,7 +154,7 @@ class Search:
         return _judged(
             msgspec.structs.replace(
                 begun, state="measured", values=trial.values, size_bytes=file.stat().st_size,
-                lineage=list(trial.lineage), card=list(trial.card),
+                lineage=list(trial.lineage), card=list(trial.card), sensed=trial.sensed.name,
             ),
             measuring,
         )  # fmt: skip
@@ -203,7 +204,7 @@ class Search:
         copy = self._task.work / "kept.gguf"
         copy.unlink(missing_ok=True)
         os.link(self._file(best.key), copy)
-        trial = Trial(copy, best.values, tuple(best.card), missed, tuple(best.lineage))
+        trial = Trial(copy, best.values, tuple(best.card), missed, tuple(best.lineage), self._task.work / best.sensed)
         distinct = list({one.key: one for one in records}.values())
         found = Found([str(one) for one in measuring.requirements], distinct, front(records))
         told = msgspec.json.format(msgspec.json.encode(found), indent=1)

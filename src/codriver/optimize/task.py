@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from codriver.core.artifact import sha256_of
+from codriver.core.artifact import Measured, sha256_of
 from codriver.core.errors import BadConfigValue
 
 from .calibrate import LEAST_WINDOWS
 from .evaluate import WINDOW, Progress, Run
 from .gguf_file import GgufFile
+from .latency import measure as measure_latency
 from .llama_runtime import LlamaModel
 from .recipe import NO_PASSES, Recipe
 from .rounding import Text, write_reference
@@ -19,12 +20,14 @@ from .rounding import Text, write_reference
 KINDS = ("Q2_K", "Q3_K", "Q4_0", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0")
 _SMALL_WEIGHTS = 500_000_000  # up to so many the reference is F32, beyond that F16
 Told = Callable[[str], Progress]
+Timing = Callable[[Path, int, int, Sequence[int]], list[Measured]]
 
 
 @dataclass(frozen=True)
 class Settings:
     """``windows``: of 512 tokens, for calibration; a quarter as many are kept back. ``sensed`` tell what the model
-    suffers, ``judged`` are scored. ``kinds``: the types that may be chosen.
+    suffers, ``judged`` are scored. ``kinds``: the types that may be chosen. ``timing``: measures a file on ``target``,
+    or predicts it.
     """
 
     calibration: str
@@ -37,6 +40,8 @@ class Settings:
     threads: int = 2
     runs: int = 5
     recipe: Recipe = NO_PASSES
+    target: str = "host"
+    timing: Timing = field(default=measure_latency, repr=False)
 
 
 @dataclass(frozen=True)

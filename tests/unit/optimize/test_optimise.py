@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from codriver.core.artifact import load_artifact, sha256_of
+from codriver.core.artifact import Measured, load_artifact, sha256_of
 from codriver.core.errors import BadConfigValue, RequirementMissed
 from codriver.optimize.calibrate import Inputs
 from codriver.optimize.evaluate import Run
 from codriver.optimize.ggml import quantise
 from codriver.optimize.gguf_file import Changes, GgufFile, rewrite
-from codriver.optimize.optimise import Optimisation
+from codriver.optimize.optimise import SENSITIVITY, Optimisation
 from codriver.optimize.requirement import parse_requirements
 from codriver.optimize.rounding import Rounder, Text, write_reference, write_rounded
 from codriver.optimize.sensitivity import Group, choices
@@ -54,6 +55,8 @@ def test_an_artifact_meets_its_requirement_and_says_how_it_was_measured(
     assert artifact.lineage[1].startswith("types by measured KL; matrices rounded: ")
     kinds = {tensor.type for tensor in GgufFile(file) if len(tensor.shape) == 2}
     assert len(kinds) > 1, "one type for all is no allocation"
+    assert (out / SENSITIVITY).exists(), "the report shows it"
+    assert len(card["ttft_ms@64"].samples) == card["ttft_ms@64"].n == 1
     # What took long is kept: the next run does not do it again.
     steps.clear()
     (tmp_path / "artifact.work").rename(tmp_path / "third.work")
@@ -123,3 +126,23 @@ def test_a_calibration_text_that_is_too_short_is_told_before_anything_is_made(
     with pytest.raises(BadConfigValue, match=r"too short: its last fifth has \d+ tokens, and 2048 are needed"):
         optimisation(short_model, tmp_path / "out", "A few words. " * 100, steps)
     assert steps == []
+
+
+def test_for_another_computer_the_card_is_predicted_and_judged(
+    short_model: Path, sentences: str, tmp_path: Path, steps: list[str]
+) -> None:
+    out = tmp_path / "artifact"
+    first = optimisation(short_model, out, sentences, steps)
+    note = "predicted for a box, error on the host ±9 %"
+    asked: list[Sequence[int]] = []
+
+    def timing(file: Path, threads: int, runs: int, prompts: Sequence[int]) -> list[Measured]:
+        asked.append(prompts)
+        return [Measured("ttft_ms@64", 321.0, "ms", 0, 300.0, 340.0, note), Measured("rss", 1e8, "bytes", 0, note=note)]
+
+    first._settings = replace(first._settings, target="a box", timing=timing)
+    with pytest.raises(RequirementMissed, match=r"No artifact meets ttft_ms<=300@64 \(it has 321\)"):
+        first.run(parse_requirements("size<=28MB, ttft_ms<=300@64"))
+    artifact = load_artifact(out)
+    assert artifact.target == "a box" and asked == [[64]]
+    assert [one.note for one in artifact.card if one.metric in ("ttft_ms@64", "rss")] == [note, note]

@@ -11,7 +11,7 @@ from rich.console import Console
 import codriver
 from codriver.core.errors import CodriverError
 
-from . import bench, chat, config, doctor, drive, engines, keys, models, optimize, route, run, semantic
+from . import bench, chat, config, doctor, drive, engines, keys, models, optimize, route, run, semantic, targets
 
 app = typer.Typer(
     help="The AI platform that rides in the vehicle and works with the cloud.",
@@ -28,6 +28,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(engines.app, name="engines")
 app.add_typer(optimize.app, name="optimize")
+app.add_typer(targets.app, name="targets")
 app.add_typer(route.app, name="route")
 app.add_typer(keys.app, name="keys")
 app.add_typer(config.app, name="config")

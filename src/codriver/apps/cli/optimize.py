@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,13 +64,19 @@ def optimise(
     ] = None,
     search: Annotated[float | None, typer.Option(help="Minutes to search in.", min=0)] = None,
     threads: Threads = _THREADS,
+    target: Annotated[
+        str, typer.Option(help="The car computer: host, a name of codriver targets list, or TOML.")
+    ] = "host",
 ) -> None:
     """Make an artifact of MODEL that meets what is required; exit code 3 with the nearest where none does."""
     _need_numpy()
+    from codriver.optimize.latency import measure as measure_latency
     from codriver.optimize.optimise import Optimisation
+    from codriver.optimize.predict import timing_for
     from codriver.optimize.recipe import NO_PASSES, load_recipe
     from codriver.optimize.requirement import parse_requirements
     from codriver.optimize.search import Search
+    from codriver.optimize.target import HOST, find_target
     from codriver.optimize.task import Settings
 
     requirements = parse_requirements(require)
@@ -79,7 +86,9 @@ def optimise(
     if len(recipes) > 1 and search is None:
         raise BadConfigValue("Several recipes are for a search: give --search MINUTES.", param="recipe")
     passes = next(iter(recipes.values()), NO_PASSES)
+    timing = measure_latency if target == HOST else timing_for(find_target(target), requirements)
     settings = Settings(_text(calibration), _text(scored), windows, judged, threads=threads, recipe=passes)
+    settings = replace(settings, target=target, timing=timing)
     with _telling() as told:
         optimisation = Optimisation(_file(model), out, settings, told)
         if search is None:
@@ -189,9 +198,14 @@ def evaluate(
 @app.command()
 def compare(
     models: Annotated[list[str], typer.Argument(help="Artifacts' folders, or files.")],
+    plot: Annotated[Path | None, typer.Option(help="Size against KL of artifacts' folders, as .svg or .html.")] = None,
 ) -> None:
     """What was measured of artifacts, side by side."""
     from codriver.optimize.inspect import inspect as look
+    from codriver.optimize.report import write_comparison
+
+    if plot is not None:
+        write_comparison([Path(model) for model in models], plot)
 
     told = []
     for model in models:
@@ -201,6 +215,18 @@ def compare(
             values |= {one.metric: one.value for one in load_artifact(Path(model)).card}
         told.append((model, values))
     _cards(told)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Artifacts' folders.")],
+    out: Annotated[Path, typer.Option(help="The HTML page; beside it the same as JSON.")] = Path("report.html"),
+) -> None:
+    """One page on artifacts: what is bought with what, sensitivity, size truth, latency, provenance. No network."""
+    from codriver.optimize.report import write
+
+    write(folders, out)
+    typer.echo(f"{out} and {out.with_suffix('.json').name}")
 
 
 def _need_numpy() -> None:

@@ -11,8 +11,8 @@ from codriver.core.gguf import GgufTensor
 
 from ..ggml import Floats, dequantise, quantise
 from ..gguf_file import GgufFile, fits
-from ..task import KINDS
 from ..recipe import Workshop
+from ..task import KINDS
 from .decoder import EMBEDDING, OUTPUT, write_changed
 
 

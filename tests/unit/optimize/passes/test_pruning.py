@@ -15,12 +15,13 @@ from codriver.optimize.evaluate import Run, evaluate
 from codriver.optimize.gguf_file import Changes, GgufFile, rewrite
 from codriver.optimize.gptq import output_loss
 from codriver.optimize.llama_runtime import LlamaModel
-from codriver.optimize.optimise import Optimisation, Settings
+from codriver.optimize.optimise import Optimisation
 from codriver.optimize.passes.prune_blocks import PruneBlocks, influence
 from codriver.optimize.passes.prune_channels import PruneChannels
 from codriver.optimize.passes.prune_heads import PruneHeads
 from codriver.optimize.recipe import Workshop, recipe_of
 from codriver.optimize.requirement import parse_requirements
+from codriver.optimize.task import Settings
 from tests.unit.engines.gguf_files import write_gguf
 
 

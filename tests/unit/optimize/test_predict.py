@@ -1,0 +1,144 @@
+"""The roofline: against a machine made of its own formula, on a real file's layout, and what it refuses to tell."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from codriver.core.errors import BadConfigValue, MissingFile
+from codriver.optimize import predict as predicting
+from codriver.optimize.calibrating import calibrate, timed_here, variants
+from codriver.optimize.ggml import dequantise, quantise
+from codriver.optimize.gguf_file import GgufFile
+from codriver.optimize.host import HostFigures, Spread, keep, profile
+from codriver.optimize.matmul import Shape, product
+from codriver.optimize.predict import Calibration, Fitted, Timed, fit, here, layout_of, leave_one_out, predict
+from codriver.optimize.requirement import parse_requirements
+from codriver.optimize.target import find_target, read_target
+
+
+def spread(value: float, unit: str = "Gop/s") -> Spread:
+    return Spread(value, 0.9 * value, 1.1 * value, 9, unit)
+
+
+@pytest.fixture
+def figures() -> HostFigures:
+    kinds = {"F32": 20.0, "F16": 40.0, "Q8_0": 100.0, "Q4_0": 150.0, "Q4_1": 50.0, "Q6_K": 120.0}
+    gbps = {
+        name: spread(value, "GB/s") for name, value in (("read", 30.0), ("product_Q8_0", 24.0), ("product_F16", 20.0))
+    }
+    return HostFigures(
+        "a machine", "2026-01-01T00:00:00", 0.1, 2, 2, 2.5, 16.0, ("avx2",), {}, gbps,
+        {kind: spread(rate / 2) for kind, rate in kinds.items()}, {kind: spread(rate) for kind, rate in kinds.items()},
+    )  # fmt: skip
+
+
+def timed(file: Path, figures: HostFigures, truth: Fitted, noise: float = 1.0) -> Timed:
+    """What a machine would show that is as the model says it is."""
+    layout, rates = layout_of(file), here(figures)
+    prompts = {str(n): noise * predicting.prompt_s(layout, rates, truth, n) for n in (64, 256)}
+    memory = predicting.memory_bytes(layout, truth, 256 + 32)
+    return Timed(layout, prompts, noise * predicting.token_s(layout, rates, truth), memory)
+
+
+@pytest.fixture(scope="module")
+def four(short_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return [short_model, *variants(short_model, tmp_path_factory.mktemp("variants"))]
+
+
+def test_what_a_file_is_made_of_is_read_from_its_header(short_model: Path) -> None:
+    layout = layout_of(short_model)
+    assert (layout.layers, layout.width, layout.kv_width, layout.vocabulary) == (2, 576, 192, 49152)
+    per_layer = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536
+    assert sum(weights for weights, _ in layout.blocks.values()) == 2 * per_layer
+    assert layout.head[1] == 576 * 49152, "no output of its own: the embedding is the output"
+
+
+def test_variants_hold_what_their_names_say(four: list[Path]) -> None:
+    kinds = [{tensor.type for tensor in GgufFile(file) if len(tensor.shape) == 2} for file in four[1:]]
+    assert kinds[0] == {"Q8_0"} and kinds[1] == {"Q4_0"}
+    assert kinds[2] == {"Q6_K", "Q8_0"}, "rows of 576 are no whole blocks of 256"
+    written = four[1].stat().st_mtime_ns
+    variants(four[0], four[1].parent)
+    assert four[1].stat().st_mtime_ns == written, "made once"
+
+
+def test_a_fit_finds_the_machine_and_a_file_left_out_is_predicted(four: list[Path], figures: HostFigures) -> None:
+    truth = Fitted(2e-5, 3e-4, 5e6)
+    exact = [timed(file, figures, truth) for file in four]
+    found = fit(exact, here(figures))
+    assert (found.prompt_s, found.token_s, found.memory_bytes) == pytest.approx((2e-5, 3e-4, 5e6))
+    wrong = leave_one_out(exact, here(figures))
+    assert max(abs(value) for of in wrong.values() for value in of.values()) < 1e-6
+    # One file that is a quarter slower than the others say shows as predicted too fast, and by how much.
+    odd = [*exact[:3], timed(four[3], figures, truth, noise=1.25)]
+    assert leave_one_out(odd, here(figures))["ttft_ms"][four[3].name] == pytest.approx(-0.2, abs=0.01)
+
+
+def test_predictions_say_that_they_are_and_how_wrong(
+    four: list[Path], figures: HostFigures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODRIVER_HOME", str(tmp_path / "home"))
+    with pytest.raises(MissingFile, match="before this machine is calibrated: codriver targets measure"):
+        predict(four[0], find_target("raspberry-pi-5"), [64])
+    keep(figures)
+    errors = {metric: {"a": -0.1, "b": 0.07} for metric in ("ttft_ms", "decode_tps", "rss")}
+    made = Calibration("a machine", "now", 2, 0.1, Fitted(2e-5, 3e-4, 5e6), (), errors)
+    (tmp_path / "home" / "targets" / "calibration.json").write_bytes(msgspec.json.encode(made))
+    here_rows = {row.metric: row for row in predict(four[0], find_target("host"), [64])}
+    there = {row.metric: row for row in predict(four[0], find_target("raspberry-pi-5"), [64])}
+    assert set(there) == {"ttft_ms@64", "decode_tps", "rss"}
+    assert all(row.note == "predicted for raspberry-pi-5, error on the host ±10 %" for row in there.values())
+    assert all(row.n == 0 and row.low is not None and row.low < row.value < (row.high or 0) for row in there.values())
+    # Four cores of 2.4 GHz and 64 operations a cycle against two of 2.5 and 64: 1.92 times the arithmetic.
+    ratio = here_rows["ttft_ms@64"].value / there["ttft_ms@64"].value
+    assert 1.5 < ratio <= 1.92 + 1e-9
+    bound = {row.metric: row for row in predict(four[0], find_target("tda4vh"), [64])}
+    assert set(bound) == {"decode_tps", "rss"} and bound["decode_tps"].high is None
+    assert bound["decode_tps"].note == "predicted for tda4vh: what its memory allows, and no more than that"
+    for require, told in (("ttft_ms<=300@64", "int8_ops_per_cycle"), ("decode_tps>=1", "int8_ops_per_cycle")):
+        with pytest.raises(BadConfigValue, match=f"tda4vh has no 'cpu.{told}'"):
+            predicting.timing_for(find_target("tda4vh"), parse_requirements(require))
+    assert predicting.timing_for(find_target("tda4vh"), parse_requirements("kl<=1"))(four[0], 2, 5, [64])
+    none = dataclasses.replace(
+        find_target("thor"), runtimes=find_target("thor").runtimes.__class__((), {"llama_cpp": "x"})
+    )
+    with pytest.raises(BadConfigValue, match="thor cannot be served by llama_cpp: x"):
+        predicting.timing_for(none, [])
+
+
+def test_too_few_files_are_refused(figures: HostFigures) -> None:
+    with pytest.raises(BadConfigValue, match="needs 4 files at least, each predicted from the others; 1 were given"):
+        calibrate([Path("a.gguf")], figures, 1, lambda done, of: None)
+
+
+def test_this_machines_profile_is_a_target_like_any_other(figures: HostFigures, tmp_path: Path) -> None:
+    file = tmp_path / "host.toml"
+    file.write_text(profile(figures))
+    found = read_target(file, "host")
+    assert found.memory.bandwidth_gbps == 30.0 and found.cpu.int8_gops == 100.0 and found.cpu.flags == ("avx2",)
+    assert {key for key, _ in found.figures()} == set(found.about.sources)
+    assert found.about.sources["memory.bandwidth_gbps"] == "measured 2026-01-01T00:00:00, load 0.1, medians of 9"
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0", "Q4_K", "Q4_1"])
+def test_a_product_is_computed_and_takes_time(kind: str) -> None:
+    with product(kind, Shape(64, 512, tokens=4, times=2), 1) as seconds:
+        assert seconds() > 0
+    assert Shape(64, 512, tokens=4, times=2).operations == 2 * 64 * 512 * 4 * 2
+    # What is multiplied are weights of that type: their rounding is what ggml reads back.
+    row = np.linspace(-1, 1, 512, dtype=np.float32)[None]
+    assert dequantise(kind, quantise(kind, row), (1, 512)).shape == (1, 512)
+
+
+@pytest.mark.slow
+def test_a_real_file_is_measured_in_a_process_of_its_own(short_model: Path, model_file: Callable[[str], Path]) -> None:
+    found = timed_here(short_model, 1, 1)
+    assert found.layout == layout_of(short_model)
+    assert 0 < found.token_s < found.prompts["64"] < found.prompts["256"]
+    assert found.memory_bytes > short_model.stat().st_size
