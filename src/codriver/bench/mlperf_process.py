@@ -170,10 +170,10 @@ def _settings(loadgen: Any, tokens: bool, plan: Plan, scenario: str, rate: float
     found.scenario = getattr(loadgen.TestScenario, scenario)
     found.mode = loadgen.TestMode.PerformanceOnly
     found.min_query_count, found.min_duration_ms = plan.queries, round(1000 * plan.seconds)
-    found.max_query_count = 0 if plan.seconds else plan.queries
     found.use_token_latencies = tokens
     found.ttft_latency, found.tpot_latency, found.server_target_latency_ns = _TTFT_NS, _TPOT_NS, _WHOLE_NS
-    found.sample_concatenate_permutation = True  # each prompt as often as any other, as MLPerf asks of language models
+    # Each prompt as often as any other, as MLPerf asks of language models; a quick run would become twice as long.
+    found.sample_concatenate_permutation = plan.seconds > 0
     found.accuracy_log_sampling_target = _PROMPTS  # so many answers stand in the accuracy log
     # LoadGen's own fixed seeds do not matter outside of a submission; these make runs alike.
     found.qsl_rng_seed, found.sample_index_rng_seed, found.schedule_rng_seed = _SEED, _SEED + 1, _SEED + 2
