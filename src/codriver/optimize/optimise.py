@@ -20,12 +20,14 @@ import msgspec
 from codriver.core.artifact import Artifact, ArtifactFile, Measured, save_artifact, sha256_of
 from codriver.core.errors import BadConfigValue, RequirementMissed
 from codriver.core.gguf import GgufTensor
+from codriver.core.writing import writing
 
 from .allocate import Choice, allocate
 from .calibrate import LEAST_WINDOWS, read_inputs
 from .evaluate import WINDOW, Fit, Progress, Run, evaluate, pieces_of
 from .gguf_file import GgufFile, fits
 from .latency import measure as measure_latency
+from .llama_check import check
 from .llama_runtime import LlamaModel
 from .recipe import NO_PASSES, Recipe, Workshop
 from .requirement import Requirement
@@ -76,6 +78,7 @@ class Optimisation:
         self._source, self._out, self._settings, self._told = GgufFile(source), out, settings, told
         if out.exists() and any(out.iterdir()):
             raise BadConfigValue(f"The folder {out} is not empty; name another one.", param="out")
+        check(source)
         self._refuse_short()
         self._work = out.with_name(out.name + ".work")
         self._work.mkdir(parents=True, exist_ok=True)
@@ -130,6 +133,7 @@ class Optimisation:
         """Before anything long begins. Errors: :class:`BadConfigValue`."""
         with LlamaModel(self._source.path) as model:
             found, needed = len(model.tokens(self._texts().held)), LEAST_WINDOWS * WINDOW
+            pieces_of(model, self._settings.scored, 1)
         if found < needed:
             raise BadConfigValue(
                 f"The calibration text is too short: its last fifth has {found} tokens, and {needed} are needed.",
@@ -154,8 +158,9 @@ class Optimisation:
         )  # fmt: skip
         found = choices((self._kept, self._base), inputs, groups, settings.kinds, settings.threads)
         part = file.with_suffix(".part")
-        part.write_bytes(msgspec.json.encode(found))
-        part.replace(file)
+        with writing(file, part):
+            part.write_bytes(msgspec.json.encode(found))
+            part.replace(file)
         return found
 
     def _key(self) -> str:
@@ -212,8 +217,10 @@ class Optimisation:
         return Run(self._settings.threads, self._told(step))
 
     def _keep(self, trial: Trial) -> None:
-        self._out.mkdir(parents=True, exist_ok=True)
-        kept = self._out / _MODEL
+        # Put together in the work folder: what has the name of the result is the whole of it.
+        stage = self._work / "artifact"
+        stage.mkdir(exist_ok=True)
+        kept = stage / _MODEL
         trial.file.replace(kept)
         told = str(self._source.header.metadata.get("general.license", "not stated by the source"))
         artifact = Artifact(
@@ -225,7 +232,9 @@ class Optimisation:
             licence=told,
             card=trial.card,
         )
-        save_artifact(artifact, self._out)
+        save_artifact(artifact, stage)
+        with writing(self._out):
+            stage.replace(self._out)
 
 
 def card_of(fit: Fit, file: Path) -> list[Measured]:
