@@ -24,12 +24,13 @@ from codriver.core.writing import writing
 
 from .allocate import Choice, allocate
 from .calibrate import LEAST_WINDOWS, read_inputs
-from .evaluate import WINDOW, Fit, Progress, Run, evaluate, pieces_of
+from .evaluate import WINDOW, Fit, Progress, Run, compare, evaluate, pieces_of
 from .gguf_file import GgufFile, fits
 from .latency import measure as measure_latency
 from .llama_check import check
 from .llama_runtime import LlamaModel
 from .recipe import NO_PASSES, Recipe, Workshop
+from .predictions import kept_predictions
 from .requirement import Requirement
 from .rounding import Rounder, Text, write_reference, write_rounded
 from .sensitivity import choices, groups_of, measure
@@ -133,7 +134,8 @@ class Optimisation:
         """Before anything long begins. Errors: :class:`BadConfigValue`."""
         with LlamaModel(self._source.path) as model:
             found, needed = len(model.tokens(self._texts().held)), LEAST_WINDOWS * WINDOW
-            pieces_of(model, self._settings.scored, 1)
+            if found >= needed:
+                pieces_of(model, self._settings.scored, 1)  # tells a scored text that is too short
         if found < needed:
             raise BadConfigValue(
                 f"The calibration text is too short: its last fifth has {found} tokens, and {needed} are needed.",
@@ -200,6 +202,7 @@ class Optimisation:
         self._told(f"rounds to {chosen.size_bytes / 1e6:.1f} MB")
         write_rounded(file, rounder)
         fit = self._fit(file, "scores it")
+        self._told("measures its speed and memory")
         prompts = sorted({one.tokens for one in requirements if one.tokens} or {WINDOW})
         card = [*card_of(fit, file), *measure_latency(file, self._settings.threads, self._settings.runs, prompts)]
         values = {one.metric: one.value for one in card}
@@ -210,8 +213,11 @@ class Optimisation:
         return Trial(file, values, tuple(card), missed, bits, f"types by measured KL; matrices rounded: {how}")
 
     def _fit(self, file: Path, step: str) -> Fit:
-        settings = self._settings
-        return evaluate(file, self._reference.path, settings.scored, settings.judged, self._run(step))
+        settings, run, right = self._settings, self._run(step), self._reference.path
+        kept = kept_predictions(right, settings.scored, settings.judged, settings.threads, self._work)
+        if kept is None:
+            return evaluate(file, right, settings.scored, settings.judged, run)
+        return compare(file, kept.rows, kept.pieces, run)
 
     def _run(self, step: str) -> Run:
         return Run(self._settings.threads, self._told(step))
