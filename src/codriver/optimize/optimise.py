@@ -29,8 +29,8 @@ from .gguf_file import GgufFile, fits
 from .latency import measure as measure_latency
 from .llama_check import check
 from .llama_runtime import LlamaModel
-from .recipe import NO_PASSES, Recipe, Workshop
 from .predictions import kept_predictions
+from .recipe import NO_PASSES, Recipe, Workshop
 from .requirement import Requirement
 from .rounding import Rounder, Text, write_reference, write_rounded
 from .sensitivity import choices, groups_of, measure

@@ -116,7 +116,7 @@ def foreign(folder: Path, short_model: Path) -> dict[str, str]:
         "folder.gguf": r"is no artifact: it has no artifact\.json",
         "pipe.gguf": "is no file that a model can be read from",
         "device.gguf": "is no file that a model can be read from",
-        "cut.gguf": r"weights need 36286912 bytes, for the tensor 'output_norm\.weight', and the file ends after 36285912",
+        "cut.gguf": r"weights need 36286912 bytes, for the tensor 'output_norm\.weight', and the file ends",
         "header.gguf": r"reading stopped in its metadata, at byte \d+ of 1000000",
     }
 

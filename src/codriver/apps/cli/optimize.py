@@ -200,8 +200,8 @@ def _cards(told: list[tuple[str, dict[str, float]]]) -> None:
 
 
 def _print(table: Table) -> None:
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(table)
+    console = Console(markup=False)  # a tensor's name is no markup, whatever it looks like
+    (console if console.is_terminal else Console(width=200, markup=False)).print(table)
 
 
 def _file(model: str) -> Path:
