@@ -71,9 +71,9 @@ def optimise(
     from codriver.optimize.requirement import parse_requirements
 
     requirements = parse_requirements(require)
-    read, judged_by = _text(calibration), _text(scored)
-    if calibration.samefile(scored):
+    if calibration.exists() and scored.exists() and calibration.samefile(scored):  # by a link as well
         raise BadConfigValue("The text for calibration and the scored one are the same file.", param="scored")
+    read, judged_by = _text(calibration), _text(scored)
     if judged_by.strip() and judged_by.strip() in read:
         told_both = f"The scored text {scored} is a part of the text for calibration {calibration}, or the same."
         raise BadConfigValue(told_both, param="scored")
