@@ -34,7 +34,7 @@ def main(model: str, text: str, out: str, stage: str, signal: str, room: str) ->
 
     try:
         settings = Settings(read, read[: len(read) // 2], kinds=("Q4_0", "Q8_0"), **SIZES)
-        Optimisation(Path(model), Path(out), settings, told).run(parse_requirements("size<=30MB"))
+        Optimisation(Path(model), Path(out), settings, told).run(parse_requirements("size<=8MB"))
     except CodriverError as error:
         print(f"{error.code}: {error.message}")
         return error.exit_code
