@@ -19,17 +19,21 @@ from codriver.optimize.requirement import parse_requirements
 
 SIZES = {"windows": 4, "judged": 1, "sensed": 1, "bands": 1, "runs": 1}
 
+WITHIN = ("sees what", "scores it")  # steps that tell their progress: the signal comes in the midst of them
+
 
 def main(model: str, text: str, out: str, stage: str, signal: str, room: str) -> int:
     read = Path(text).read_text()
 
     def told(step: str) -> Callable[[int, int], None]:
         print(step, file=sys.stderr)
-        if stage and step.startswith(stage):
-            if int(signal):
-                os.kill(os.getpid(), int(signal))
-            else:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), resource.RLIM_INFINITY))
+        meant = bool(stage) and step.startswith(stage)
+        if meant and int(signal):
+            if step.startswith(WITHIN):
+                return lambda done, of: os.kill(os.getpid(), int(signal))
+            os.kill(os.getpid(), int(signal))
+        elif meant:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), resource.RLIM_INFINITY))
         return lambda done, of: None
 
     try:
