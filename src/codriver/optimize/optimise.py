@@ -240,7 +240,7 @@ class Optimisation:
         )
         save_artifact(artifact, stage)
         with writing(self._out):
-            stage.replace(self._out)
+            stage.replace(self._out.resolve())
 
 
 def card_of(fit: Fit, file: Path) -> list[Measured]:
