@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from .errors import BadModelFile, MissingFile
+from .writing import writing
 
 MANIFEST = "artifact.json"
 _VERSION = 1
@@ -67,13 +68,16 @@ def sha256_of(file: Path) -> str:
 
 
 def save_artifact(artifact: Artifact, folder: Path) -> Path:
-    """Write the manifest, whole or not at all. Errors: ``ValueError`` for one without a measured card."""
+    """Write the manifest, whole or not at all. Errors: ``ValueError`` for one without a measured card; those of
+    ``writing``.
+    """
     if not artifact.card:
         raise ValueError("an artifact needs a measured card")
     file = folder / MANIFEST
     part = file.with_name(file.name + ".part")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(artifact), indent=1) + b"\n")
-    part.replace(file)
+    with writing(file, part):
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(artifact), indent=1) + b"\n")
+        part.replace(file)
     return file
 
 

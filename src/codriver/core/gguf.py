@@ -1,13 +1,16 @@
 """What a GGUF file says about itself: metadata, its tensors, and whether the file is whole. Standard library only.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian). Only the header
-is read; no weight is touched. The rule kept here: a cut or foreign file ends in a sentence, never in a wrong number.
+is read; no weight is touched. The rules kept: a cut, foreign or hostile file ends in a sentence, never in a wrong
+number; nothing it says costs more time or memory than the file is long; and a tensor's name can be printed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
+import stat
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +55,10 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _SIZES = {kind: struct.calcsize(code) for kind, code in _SCALARS.items()}
 _STRING, _ARRAY = 8, 9
-_SANE_COUNT = 1 << 24
+_SANE_COUNT = 1 << 24  # of pairs, of tensors, and of all items of arrays that have to be walked through
+_SANE_TEXT_BYTES = 1 << 26
+_SANE_DEPTH = 4  # of arrays in arrays
+_SANE_NAME = 256  # characters; llama.cpp takes 63 bytes
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class _Cursor:
         self._data = data
         self.at = 0
         self.within = "the first 24 bytes"
+        self._items = _SANE_COUNT
 
     def number(self, code: str, size: int) -> int | float | bool:
         if self.at + size > len(self._data):
@@ -135,43 +142,46 @@ class _Cursor:
 
     def text(self) -> str:
         length = self.count()
-        if length > len(self._data) - self.at:
+        if length > min(len(self._data) - self.at, _SANE_TEXT_BYTES):
             raise _Cut
         raw = self._data[self.at : self.at + length]
         self.at += length
         return raw.decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Scalar | None:
+    def value(self, kind: int, depth: int = 0) -> Scalar | None:
         """A value, or ``None`` for an array, which is only passed over."""
         if kind in _SCALARS:
             return self.number(_SCALARS[kind], _SIZES[kind])
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY:
-            self._pass_array()
+            self._pass_array(depth + 1)
             return None
         raise _Cut
 
-    def _pass_array(self) -> None:
+    def _pass_array(self, depth: int) -> None:
         kind, length = int(self.number("<I", 4)), self.count()
         if kind in _SIZES:
             self.at += _SIZES[kind] * length
             if self.at > len(self._data):
                 raise _Cut
             return
-        if length > _SANE_COUNT:
+        self._items -= length
+        if self._items < 0 or depth > _SANE_DEPTH:
             raise _Cut
         for _ in range(length):
             if kind == _STRING:
                 length_bytes = self.count()
                 self.at += length_bytes
             else:
-                self.value(kind)
+                self.value(kind, depth)
 
 
 def read_header(path: Path) -> GgufHeader:
     """Errors: :class:`MissingFile`; :class:`BadModelFile` when the file is no GGUF, cut or damaged."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise MissingFile(f"{path} is no file that a model can be read from.")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             cursor = _Cursor(data)
             try:
@@ -218,19 +228,53 @@ def _read(cursor: _Cursor, path: Path) -> GgufHeader:
     pairs_end = cursor.at
     cursor.within = "its list of tensors"
     listed = [_tensor(cursor, path) for _ in range(tensors)]
-    alignment = metadata.get("general.alignment", 32)
-    step = alignment if isinstance(alignment, int) and alignment > 0 else 32
-    begin, size_bytes = -(-cursor.at // step) * step, path.stat().st_size
-    end = begin + max((each.offset + each.size_bytes for each in listed), default=0)
-    if end > size_bytes:
-        raise _unusable(path, f"its weights need {end} bytes, and the file ends after {size_bytes}")
+    step = _alignment(metadata, path)
+    begin = -(-cursor.at // step) * step
     placed = tuple(replace(each, offset=begin + each.offset) for each in listed)
-    return GgufHeader(metadata, value_at, placed, pairs, pairs_begin, pairs_end, step)
+    _refuse_misplaced(placed, begin, step, path)
+    header = GgufHeader(metadata, value_at, placed, pairs, pairs_begin, pairs_end, step)
+    if not header.architecture.isprintable():
+        raise _unusable(path, f"it names its architecture {header.architecture[:64]!r}")
+    return header
+
+
+def _alignment(metadata: dict[str, Scalar], path: Path) -> int:
+    found = metadata.get("general.alignment", 32)
+    if not isinstance(found, int) or found < 1 or found & (found - 1):
+        raise _unusable(path, f"its weights are aligned to {found!r}, which is no power of two")
+    return int(found)
+
+
+def _refuse_misplaced(tensors: tuple[GgufTensor, ...], begin: int, step: int, path: Path) -> None:
+    """Each name once, each tensor within the file and on its step, none on another's bytes."""
+    size_bytes = path.stat().st_size
+    if begin > size_bytes:
+        raise _unusable(path, f"its weights begin at byte {begin}, and the file ends after {size_bytes}")
+    names: set[str] = set()
+    for each in tensors:
+        end = each.offset + each.size_bytes
+        if end > size_bytes:
+            raise _unusable(
+                path,
+                f"its weights need {end} bytes, for the tensor '{each.name}', and the file ends after {size_bytes}",
+            )
+        if (each.offset - begin) % step:
+            raise _unusable(path, f"its tensor '{each.name}' at byte {each.offset} is not on a multiple of {step}")
+        if each.name in names:
+            raise _unusable(path, f"it has two tensors with the name '{each.name}'")
+        names.add(each.name)
+    ordered = sorted((each for each in tensors if each.size_bytes), key=lambda each: each.offset)
+    for one, other in itertools.pairwise(ordered):
+        if other.offset < one.offset + one.size_bytes:
+            raise _unusable(path, f"its tensors '{one.name}' and '{other.name}' share bytes from {other.offset} on")
 
 
 def _tensor(cursor: _Cursor, path: Path) -> GgufTensor:
     """A tensor whose offset is still that in the data section."""
+    at = cursor.at
     called = cursor.text()
+    if not called.isprintable() or not 0 < len(called) <= _SANE_NAME:
+        raise _unusable(path, f"the name of its tensor at byte {at} is {called[:64]!r}, which cannot be one")
     dimensions = int(cursor.number("<I", 4))
     if dimensions > 8:
         raise _Cut
@@ -238,6 +282,8 @@ def _tensor(cursor: _Cursor, path: Path) -> GgufTensor:
     kind, offset = int(cursor.number("<I", 4)), cursor.count()
     name, block, size = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
     weights = math.prod(shape)
+    if weights >= 1 << 63:
+        raise _unusable(path, f"its tensor '{called}' is said to have {' × '.join(map(str, shape))} weights")
     if (shape[0] if shape else 1) % block:
         raise _unusable(path, f"the rows of its tensor '{called[:64]}' are no whole number of blocks of {name}")
     return GgufTensor(called, name, shape, offset, weights // block * size)

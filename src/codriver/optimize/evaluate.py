@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from codriver.core.errors import BadConfigValue
+from codriver.core.errors import BadConfigValue, BadModelFile
 
 from .ggml import Floats
+from .gguf_file import GgufFile
 from .llama_runtime import PLAIN_CACHE, Cache, Context, LlamaModel
 
 WINDOW = 512
@@ -56,7 +57,9 @@ class Fit:
 
 
 def evaluate(candidate: Path, reference: Path | None, text: str, windows: int, run: Run) -> Fit:
-    """Errors: :class:`BadConfigValue` for a text shorter than one window; those of :class:`LlamaModel`."""
+    """Errors: :class:`BadConfigValue` for a text shorter than one window; :class:`BadModelFile` naming a tensor of NaN
+    or infinity; those of :class:`LlamaModel`.
+    """
     with LlamaModel(candidate) as model:
         pieces = pieces_of(model, text, windows)
         if reference is None:
@@ -105,7 +108,18 @@ def _scored(
         for number, piece in enumerate(pieces):
             found.add(context, piece, next(reference) if reference is not None else None)
             run.tell(number + 1, len(pieces))
-    return found.fit()
+    fit = found.fit()
+    if not math.isfinite(fit.perplexity):
+        _refuse_odd(model.file)
+    return fit
+
+
+def _refuse_odd(file: Path) -> None:
+    """What a model whose predictions are no numbers has in it."""
+    opened = GgufFile(file)
+    for tensor in opened:
+        opened.refuse_odd(tensor)
+    raise BadModelFile(f"What {file} predicts is no number, though its weights are.")
 
 
 class _Sums:
@@ -129,7 +143,7 @@ class _Sums:
         loss, loss_error = _mean(self._losses)
         kl, kl_error = _mean(self._far) if self._far else (math.nan, math.nan)
         same = _mean(self._same)[0] if self._same else math.nan
-        perplexity = math.exp(loss)
+        perplexity = math.exp(loss) if loss < 700 else math.inf
         return Fit(sum(map(len, self._losses)), perplexity, perplexity * loss_error, kl, kl_error, same)
 
 

@@ -6,7 +6,6 @@ file that is not complete never has its name.
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from codriver.core.errors import BadModelFile, DiskFull
+from codriver.core.errors import BadModelFile
 from codriver.core.gguf import GgufHeader, GgufTensor, read_header
+from codriver.core.writing import writing
 
 from .ggml import NUMBERS, Bytes, Floats, block, dequantise, size_bytes
 
 _UINT32, _STRING = 4, 8
+_WHOLE = ("I8", "I16", "I32", "I64")
 
 
 class GgufFile:
@@ -54,9 +55,26 @@ class GgufFile:
         return data
 
     def weights(self, tensor: GgufTensor) -> Floats:
-        """As float32 (rows, width); tensors of more dimensions have all but the last of them as rows."""
+        """As float32 (rows, width); tensors of more dimensions have all but the last of them as rows.
+
+        Errors: as :meth:`raw`, and for whole numbers, which are no weights.
+        """
+        if tensor.type in _WHOLE:
+            raise BadModelFile(
+                f"The tensor '{tensor.name}' of {self.path} holds whole numbers ({tensor.type}), no weights."
+            )
         width = tensor.shape[0] if tensor.shape else 1
         return dequantise(tensor.type, self.raw(tensor), (tensor.weights // max(1, width), width))
+
+    def refuse_odd(self, tensor: GgufTensor, weights: Floats | None = None) -> None:
+        """Errors: :class:`BadModelFile` naming a tensor that holds NaN or infinity; ``weights`` are its own."""
+        found = self.weights(tensor) if weights is None else weights
+        odd = int(found.size - np.isfinite(found).sum())
+        if odd:
+            raise BadModelFile(
+                f"The tensor '{tensor.name}' of {self.path} is damaged: {odd} of its {found.size} weights are NaN or "
+                "infinite."
+            )
 
 
 @dataclass(frozen=True)
@@ -87,23 +105,16 @@ def rewrite(source: GgufFile, target: Path, changes: Changes, data: Callable[[Gg
     """Write ``source`` to ``target`` with ``changes``; ``data`` gives the bytes of each tensor that is named in
     ``kinds`` (by its own type, too) or ``shapes``, or added.
 
-    Errors: :class:`BadModelFile` when ``data`` gives another number of bytes than the type has; :class:`DiskFull`.
+    Errors: :class:`BadModelFile` when ``data`` gives another number of bytes than the type has; those of
+    ``writing``.
     """
     part = target.with_name(target.name + ".part")
-    try:
+    with writing(target, part):
         with part.open("wb") as file:
             _write(source, file.write, changes, data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"There is no room for {target}; nothing of it was kept.") from error
-        raise
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _write(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -108,6 +109,8 @@ class Results:
 
 
 _SILENT = _LOG(lambda level, text, data: None)
+_ERROR_LEVEL = 4
+_ERRORS = _LOG(lambda level, text, data: os.write(2, text) and None if level == _ERROR_LEVEL else None)
 
 
 @cache
@@ -153,12 +156,17 @@ def _llama() -> ctypes.CDLL:
     return lib
 
 
+def tell_errors() -> None:
+    """llama.cpp's errors on stderr, as they come: for a process that may not outlive them."""
+    _llama().llama_log_set(_ERRORS, None)
+
+
 class LlamaModel:
     """One file, loaded. Errors: :class:`BadModelFile` for one that llama.cpp does not load, :class:`MissingExtra`."""
 
     def __init__(self, file: Path) -> None:
         self._lib = _llama()
-        self._model = self._lib.llama_model_load_from_file(str(file).encode(), self._lib.llama_model_default_params())
+        self._model = self._lib.llama_model_load_from_file(os.fsencode(file), self._lib.llama_model_default_params())
         if not self._model:
             raise BadModelFile(f"llama.cpp does not load {file}.")
         self.file = file

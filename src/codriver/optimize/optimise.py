@@ -18,11 +18,13 @@ import msgspec
 
 from codriver.core.artifact import Artifact, ArtifactFile, Measured, save_artifact, sha256_of
 from codriver.core.errors import BadConfigValue, RequirementMissed
+from codriver.core.writing import writing
 
 from .allocate import Allocation
-from .evaluate import WINDOW, Fit, evaluate
+from .evaluate import WINDOW, Fit, compare, evaluate
 from .gguf_file import GgufFile
 from .gptq import DAMPING
+from .predictions import kept_predictions
 from .requirement import Requirement
 from .task import Settings, Task, Told, begin
 from .variant import Variant
@@ -35,7 +37,7 @@ SENSITIVITY = "sensitivity.json"  # beside the manifest, for the report
 @dataclass(frozen=True)
 class Trial:
     """One artifact that was made: ``values`` by metric, ``missed`` what it does not meet, ``lineage`` how it came to
-    be, ``sensed`` the file of what its tensors may become.
+    be, ``beside`` what is written beside the manifest, by name.
     """
 
     file: Path
@@ -43,7 +45,7 @@ class Trial:
     card: tuple[Measured, ...]
     missed: tuple[Requirement, ...]
     lineage: tuple[str, ...]
-    sensed: Path
+    beside: Mapping[str, bytes]
 
     @property
     def bits(self) -> float:
@@ -71,19 +73,26 @@ class Measuring:
         return self._reference
 
     def fit(self, file: Path, windows: int) -> Fit:
-        task = self.task
-        return evaluate(file, task.reference.path, task.settings.scored, windows, task.run("scores it"))
+        """Scored on the first ``windows`` of the scored text."""
+        task, settings, right = self.task, self.task.settings, self.task.reference.path
+        run = task.run("scores it")
+        kept = kept_predictions(right, settings.scored, settings.judged, settings.threads, task.work)
+        if kept is None:
+            return evaluate(file, right, settings.scored, windows, run)
+        return compare(file, kept.rows[:windows], kept.pieces[:windows], run)
 
     def trial(self, variant: Variant, file: Path, how: str) -> Trial:
         settings = self.task.settings
         fit = self.fit(file, settings.judged)
+        self.task.told("measures its speed and memory")
         prompts = sorted({one.tokens for one in self.requirements if one.tokens} or {WINDOW})
         card = [*card_of(fit, file), *settings.timing(file, settings.threads, settings.runs, prompts)]
         values = {one.metric: one.value for one in card}
         values["bits"] = 8 * sum(t.size_bytes for t in GgufFile(file)) / variant.weights
         missed = tuple(one for one in self.requirements if not one.met(values[one.key], self.reference))
         lineage = (f"sha256:{self.task.sha256}", *variant.passes, how)
-        return Trial(file, values, tuple(card), missed, lineage, variant.sensitivity_file)
+        beside = {SENSITIVITY: variant.sensitivity_file.read_bytes()}
+        return Trial(file, values, tuple(card), missed, lineage, beside)
 
 
 class Optimisation:
@@ -122,10 +131,13 @@ class Optimisation:
         """Make ``trial`` the artifact. Errors: :class:`RequirementMissed` where it misses something; it is kept then,
         too.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        kept = self.out / _MODEL
+        # Put together in the work folder: what has the name of the result is the whole of it.
+        stage = self.task.work / "artifact"
+        stage.mkdir(exist_ok=True)
+        kept = stage / _MODEL
         trial.file.replace(kept)
-        (self.out / SENSITIVITY).write_bytes(trial.sensed.read_bytes())
+        for name, content in trial.beside.items():
+            (stage / name).write_bytes(content)
         metadata = self.task.source.header.metadata
         artifact = Artifact(
             name=str(metadata.get("general.name", self.task.source.path.stem)),
@@ -136,7 +148,9 @@ class Optimisation:
             licence=str(metadata.get("general.license", "not stated by the source")),
             card=trial.card,
         )
-        save_artifact(artifact, self.out)
+        save_artifact(artifact, stage)
+        with writing(self.out):
+            stage.replace(self.out.resolve())
         if trial.missed:
             told = "; ".join(f"{one} (it has {trial.values.get(one.key, math.nan):g})" for one in trial.missed)
             raise RequirementMissed(f"No artifact meets {told}. The nearest is kept in {self.out}.")

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from codriver.core.gguf import GgufTensor
+
 from .calibrate import Inputs, read_inputs
 from .evaluate import Run
 from .ggml import Bytes, dequantise, quantise
@@ -92,7 +94,19 @@ def write_rounded(target: Path, rounder: Rounder) -> None:
 
 
 def write_reference(source: GgufFile, target: Path, kind: str) -> None:
-    """The file's weights as they are, in a plain type (F32, F16): what its quantisations are compared with."""
+    """The file's weights as they are, in a plain type (F32, F16): what its quantisations are compared with.
+
+    Errors: those of ``rewrite``; :class:`BadModelFile` naming a tensor that holds NaN or infinity.
+    """
     kinds = {tensor.name: kind for tensor in source if tensor.type not in ("F32", kind) and len(tensor.shape) > 1}
     changes = Changes(kinds, {_FILE_TYPE: {"F32": 0, "F16": 1}[kind]})
-    rewrite(source, target, changes, lambda tensor: quantise(kind, source.weights(tensor)))
+
+    def data(tensor: GgufTensor) -> Bytes:
+        weights = source.weights(tensor)
+        source.refuse_odd(tensor, weights)
+        return quantise(kind, weights)
+
+    for tensor in source:
+        if tensor.name not in kinds:
+            source.refuse_odd(tensor)
+    rewrite(source, target, changes, data)

@@ -23,7 +23,7 @@ from codriver.core.artifact import Measured
 from codriver.core.errors import BadConfigValue, MissingExtra
 
 from .allocate import Allocation
-from .optimise import Measuring, Optimisation, Trial
+from .optimise import SENSITIVITY, Measuring, Optimisation, Trial
 from .recipe import Recipe
 from .requirement import Requirement
 from .search_space import KINDS, Proposal
@@ -154,7 +154,7 @@ class Search:
         return _judged(
             msgspec.structs.replace(
                 begun, state="measured", values=trial.values, size_bytes=file.stat().st_size,
-                lineage=list(trial.lineage), card=list(trial.card), sensed=trial.sensed.name,
+                lineage=list(trial.lineage), card=list(trial.card), sensed=variant.sensitivity_file.name,
             ),
             measuring,
         )  # fmt: skip
@@ -204,14 +204,14 @@ class Search:
         copy = self._task.work / "kept.gguf"
         copy.unlink(missing_ok=True)
         os.link(self._file(best.key), copy)
-        trial = Trial(copy, best.values, tuple(best.card), missed, tuple(best.lineage), self._task.work / best.sensed)
         distinct = list({one.key: one for one in records}.values())
         found = Found([str(one) for one in measuring.requirements], distinct, front(records))
-        told = msgspec.json.format(msgspec.json.encode(found), indent=1)
-        try:
-            return self._optimisation.kept(trial)
-        finally:
-            (self._optimisation.out / RESULT).write_bytes(told + b"\n")
+        beside = {
+            SENSITIVITY: (self._task.work / best.sensed).read_bytes(),
+            RESULT: msgspec.json.format(msgspec.json.encode(found), indent=1),
+        }
+        trial = Trial(copy, best.values, tuple(best.card), missed, tuple(best.lineage), beside)
+        return self._optimisation.kept(trial)
 
 
 def front(records: Sequence[Record]) -> list[Record]:

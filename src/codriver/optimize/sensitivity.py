@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from codriver.core.gguf import GgufTensor
+from codriver.core.writing import writing
 
 from .allocate import Choice
 from .calibrate import Inputs
@@ -64,9 +65,10 @@ def measure(
     run: Run,
 ) -> list[Group]:
     """``reference``: of plain types (F32, F16), whose tensors are rounded in a copy beside it, group by group."""
-    copy = reference.path.with_name("sensitivity.gguf")
-    shutil.copyfile(reference.path, copy)
+    copy = reference.path.with_name("sensitivity.part")  # by its name no model, whatever ends this
     try:
+        with writing(copy, copy):
+            shutil.copyfile(reference.path, copy)
         right = predictions(reference.path, pieces, run.threads)
         found = []
         for number, names in enumerate(groups):

@@ -10,9 +10,10 @@ from codriver.core.artifact import Measured, sha256_of
 from codriver.core.errors import BadConfigValue
 
 from .calibrate import LEAST_WINDOWS
-from .evaluate import WINDOW, Progress, Run
+from .evaluate import WINDOW, Progress, Run, pieces_of
 from .gguf_file import GgufFile
 from .latency import measure as measure_latency
+from .llama_check import check
 from .llama_runtime import LlamaModel
 from .recipe import NO_PASSES, Recipe
 from .rounding import Text, write_reference
@@ -66,13 +67,16 @@ class Task:
 
 
 def begin(source: Path, work: Path, settings: Settings, told: Told) -> Task:
-    """Errors: :class:`BadConfigValue` for a calibration text that is too short, before anything long begins; those of
+    """Errors: :class:`BadConfigValue` for a text that is too short, before anything long begins; those of ``check``,
     :class:`GgufFile` and :class:`LlamaModel`.
     """
+    check(source)
     file = GgufFile(source)
     task = Task(file, file, sha256_of(source), work, settings, told)
     with LlamaModel(source) as model:
         found, needed = len(model.tokens(task.texts().held)), LEAST_WINDOWS * WINDOW
+        if found >= needed:
+            pieces_of(model, settings.scored, 1)  # tells a scored text that is too short
     if found < needed:
         raise BadConfigValue(
             f"The calibration text is too short: its last fifth has {found} tokens, and {needed} are needed.",

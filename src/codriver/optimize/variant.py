@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from codriver.core.gguf import GgufTensor
+from codriver.core.writing import writing
 
 from .allocate import Allocation, Choice, allocate
 from .calibrate import read_inputs
@@ -67,8 +68,9 @@ class Variant:
         )  # fmt: skip
         found = choices((self._kept, self._base), inputs, groups, settings.kinds, settings.threads)
         part = file.with_suffix(".part")
-        part.write_bytes(msgspec.json.encode(found))
-        part.replace(file)
+        with writing(file, part):
+            part.write_bytes(msgspec.json.encode(found))
+            part.replace(file)
         return found
 
     def _matrices(self) -> list[GgufTensor]:

@@ -34,6 +34,12 @@ def test_inspect_tells_what_is_in_a_file(file: Path) -> None:
     ]
 
 
+def test_a_name_that_looks_like_markup_is_printed_as_it_is(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "m.gguf", {}, [("[/bold][red]w", (32,), 0, bytes(128))])
+    told = RUN.invoke(app, ["optimize", "inspect", str(file), "--tensors"])
+    assert told.exit_code == 0 and "[/bold][red]w" in told.output
+
+
 def test_inspect_knows_the_catalogue(model_file: Callable[[str], Path]) -> None:
     model_file("smollm2.gguf")
     told = RUN.invoke(app, ["optimize", "inspect", "smollm2-135m-instruct-q4_1"])

@@ -20,6 +20,7 @@ BENCHES = Registry(
         "engine": "codriver.bench.engine:run",
         "faults": "codriver.bench.faults:run",
         "gateway": "codriver.bench.gateway:run",
+        "mlperf": "codriver.bench.mlperf:run",
         "quantise": "codriver.bench.quantise:run",
         "route": "codriver.bench.route:run",
         "search": "codriver.bench.search:run",
@@ -35,14 +36,20 @@ def bench(
     minutes: Annotated[
         float | None, typer.Option(min=0.2, help="Only soak: how long it lasts; 60 when not given, 1.5 with --quick.")
     ] = None,
+    engine: Annotated[str | None, typer.Option(help="Only mlperf: the engine; llama_cpp when not given.")] = None,
+    logs: Annotated[Path | None, typer.Option(help="Only mlperf: the folder for LoadGen's logs.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
 ) -> None:
     """Measure, print a table, and write the rows as JSON. Ends with 1 where a judged line did not hold."""
     if minutes is not None and name not in ("soak", "all"):
         raise BadConfigValue(f"The bench '{name}' takes no --minutes; only soak does.", param="minutes")
+    asked = {"engine": engine or "llama_cpp", "logs": logs}
+    for option, given in (("engine", engine), ("logs", logs)):
+        if given is not None and name != "mlperf":
+            raise BadConfigValue(f"The bench '{name}' takes no --{option}; only mlperf does.", param=option)
     failed: list[str] = []
     for one in BENCHES.names() if name == "all" else [name]:
-        told = {"minutes": minutes} if one == "soak" else {}
+        told = {"minutes": minutes} if one == "soak" else asked if one == "mlperf" else {}
         report = BENCHES.load(one)(quick, **told)
         report.print_table()
         if json_file is not None:

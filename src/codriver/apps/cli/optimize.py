@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from codriver.catalogue import Store
 from codriver.core.artifact import MANIFEST, load_artifact
 from codriver.core.config import load
 from codriver.core.errors import BadConfigValue, MissingExtra, MissingFile
+from codriver.core.writing import writing
 
 from ..settings import VehicleConfig
 
@@ -48,6 +50,7 @@ Model = Annotated[str, typer.Argument(help="A GGUF file, an artifact's folder, o
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.", min=1)]
 Windows = Annotated[int, typer.Option(help="Windows of 512 tokens that are scored.", min=1)]
 _THREADS = max(1, os.cpu_count() or 1)
+_TEXT_BYTES = 1 << 30
 
 
 @app.command("run", hidden=True)
@@ -80,16 +83,20 @@ def optimise(
     from codriver.optimize.task import Settings
 
     requirements = parse_requirements(require)
-    if calibration.resolve() == scored.resolve():
+    if calibration.exists() and scored.exists() and calibration.samefile(scored):  # by a link as well
         raise BadConfigValue("The text for calibration and the scored one are the same file.", param="scored")
+    read, judged_by = _text(calibration), _text(scored)
+    if judged_by.strip() and judged_by.strip() in read:
+        told_both = f"The scored text {scored} is a part of the text for calibration {calibration}, or the same."
+        raise BadConfigValue(told_both, param="scored")
     recipes = {file.stem: load_recipe(file) for file in recipe or ()}
     if len(recipes) > 1 and search is None:
         raise BadConfigValue("Several recipes are for a search: give --search MINUTES.", param="recipe")
     passes = next(iter(recipes.values()), NO_PASSES)
     timing = measure_latency if target == HOST else timing_for(find_target(target), requirements)
-    settings = Settings(_text(calibration), _text(scored), windows, judged, threads=threads, recipe=passes)
+    settings = Settings(read, judged_by, windows, judged, threads=threads, recipe=passes)
     settings = replace(settings, target=target, timing=timing)
-    with _telling() as told:
+    with _telling() as told, writing(out):
         optimisation = Optimisation(_file(model), out, settings, told)
         if search is None:
             trial = optimisation.run(requirements)
@@ -173,6 +180,7 @@ def evaluate(
     from codriver.optimize.evaluate import Run
     from codriver.optimize.evaluate import evaluate as score
     from codriver.optimize.latency import measure
+    from codriver.optimize.llama_check import check
     from codriver.optimize.llama_runtime import Cache
 
     if cells and not read:
@@ -183,6 +191,8 @@ def evaluate(
     reading = kv_cache.Reading(cache_k.upper(), cache_v.upper(), cells)
     reading.refuse()
     judge = None if reference is None else _file(reference)
+    for given in (file, *(() if judge is None else (judge,))):
+        check(given)
     with _telling() as told:
         run = Run(threads, told("scores it"), Cache(reading.keys, reading.values))
         fit = score(file, judge, scored, windows, run)
@@ -243,15 +253,18 @@ def _cards(told: list[tuple[str, dict[str, float]]]) -> None:
 
 
 def _print(table: Table) -> None:
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(table)
+    console = Console(markup=False)  # a tensor's name is no markup, whatever it looks like
+    (console if console.is_terminal else Console(width=200, markup=False)).print(table)
 
 
 def _file(model: str) -> Path:
     """Errors: :class:`MissingFile`; those of the catalogue for what is neither a file nor a folder."""
     path = Path(model)
     if path.is_dir():
-        return path / next(file.name for file in load_artifact(path).files)
+        names = [file.name for file in load_artifact(path).files]
+        if not names:
+            raise MissingFile(f"The artifact {path} names no files.")
+        return path / names[0]
     if path.exists() or "/" in model or path.suffix == ".gguf":
         return path
     files = load(VehicleConfig, None, os.environ).catalogue
@@ -261,7 +274,14 @@ def _file(model: str) -> Path:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
+            raise MissingFile(f"{file} is no file that a text can be read from.")
+        if file.stat().st_size > _TEXT_BYTES:
+            raise BadConfigValue(f"The text {file} is larger than {_TEXT_BYTES:,} bytes; a part of it does.")
+        text = file.read_text(encoding="utf-8")
+        if "\0" in text:
+            raise BadConfigValue(f"{file} is not a text: it has a zero byte at character {text.index(chr(0))}.")
+        return text
     except FileNotFoundError:
         raise MissingFile(f"The text {file} does not exist.") from None
     except UnicodeDecodeError:
