@@ -20,6 +20,7 @@ BENCHES = Registry(
         "engine": "codriver.bench.engine:run",
         "faults": "codriver.bench.faults:run",
         "gateway": "codriver.bench.gateway:run",
+        "passes": "codriver.bench.passes:run",
         "quantise": "codriver.bench.quantise:run",
         "route": "codriver.bench.route:run",
         "soak": "codriver.bench.soak:run",
