@@ -273,7 +273,8 @@ class Context:
         """What is held of the tokens that were read, for :meth:`resume`."""
         size = self._lib.llama_state_seq_get_size(self._handle, 0)
         held = ctypes.create_string_buffer(size)
-        return held.raw[: self._lib.llama_state_seq_get_data(self._handle, held, size, 0)]
+        found = int(self._lib.llama_state_seq_get_data(self._handle, held, size, 0))
+        return held.raw[:found]
 
     def resume(self, memory: bytes, read: int) -> None:
         """Go on behind ``read`` tokens, of which another context held ``memory``. Errors: :class:`BadModelFile` where

@@ -56,6 +56,16 @@ def test_inspect_knows_the_catalogue(model_file: Callable[[str], Path]) -> None:
         (["evaluate", "{file}", "--text", "nowhere.txt"], MissingFile, r"text nowhere\.txt does not exist"),
         (["evaluate", "{file}", "--text", "{file}"], BadConfigValue, "is not a text in UTF-8"),
         (
+            ["evaluate", "{file}", "--text", "{text}", "--cache-k", "q9_0"],
+            BadConfigValue,
+            "cache's keys cannot be 'q9_0'; allowed: f32, f16",
+        ),
+        (
+            ["evaluate", "{file}", "--text", "{text}", "--cells", "512"],
+            BadConfigValue,
+            "shows in a long text only: say how many tokens to --read",
+        ),
+        (
             ["{file}", "--require", "speed>=1", "--calibration", "{file}", "--scored", "{file}", "--out", "{folder}/o"],
             BadConfigValue,
             "there is no metric 'speed'",
@@ -74,7 +84,9 @@ def test_what_cannot_be_done_is_told(
     folder.mkdir()
     binary = tmp_path / "binary.gguf"
     binary.write_bytes(b"\xff\xfe" + file.read_bytes())
-    line = [one.format(file=binary, folder=folder) for one in arguments]
+    text = tmp_path / "text.txt"
+    text.write_text("Words.")
+    line = [one.format(file=binary, folder=folder, text=text) for one in arguments]
     ended = RUN.invoke(app, ["optimize", *line])
     assert isinstance(ended.exception, error), ended.output
     with pytest.raises(error, match=told):

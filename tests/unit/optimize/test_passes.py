@@ -22,7 +22,8 @@ from codriver.optimize.passes.hadamard import hadamard, random_rotation
 from codriver.optimize.recipe import Workshop, recipe_of
 from codriver.optimize.rounding import Rounder, Text, write_reference, write_rounded
 
-EXACT = Cache("F32", "F32")
+# Fused attention works in F16 inside: its rounding is no business of these tests.
+EXACT = Cache("F32", "F32", fused=False)
 LAST = "output_norm.weight"
 
 
@@ -39,7 +40,6 @@ def right(reference: Path, sentences: str) -> np.ndarray:
 
 
 def logits(file: Path, text: str) -> np.ndarray:
-    """Keys and values in F32: their rounding is no business of these tests."""
     with LlamaModel(file) as model, model.context(32, 2, cache=EXACT) as context:
         return context.logits(model.tokens(text)[:32]).copy()
 
@@ -233,7 +233,7 @@ def test_biases_and_an_output_of_its_own_take_part(reference: Path, sentences: s
     right = logits(other, sentences)
     for number, one in enumerate(({"use": "rotate"}, {"use": "smooth", "windows": 4})):
         changed, told = passed(other, tmp_path / str(number), sentences, one)
-        assert np.abs(logits(changed, sentences) - right).max() < 2e-3, told
+        assert np.abs(logits(changed, sentences) - right).max() < 1e-3, told
         assert "apart" not in told[0]
         name = "blk.0.attn_v.bias"
         assert not np.allclose(

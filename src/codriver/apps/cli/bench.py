@@ -21,6 +21,7 @@ BENCHES = Registry(
         "faults": "codriver.bench.faults:run",
         "gateway": "codriver.bench.gateway:run",
         "mlperf": "codriver.bench.mlperf:run",
+        "passes": "codriver.bench.passes:run",
         "quantise": "codriver.bench.quantise:run",
         "route": "codriver.bench.route:run",
         "search": "codriver.bench.search:run",
