@@ -1,9 +1,10 @@
 """The loop of the passes that train: windows of a text in an order of their own, steps, checkpoints, an end.
 
 Source of the steps: Adam (Kingma and Ba 2015, arXiv:1412.6980), warmed up and then slowed down along a cosine; written
-out here, because torch's own imports its compiler, for longer than a small run takes. The rules kept: what a step does follows from the seed and its number alone, so that a run which was interrupted
-and goes on from its checkpoint ends bit for bit where one that was not does, on the same machine with as many threads;
-a checkpoint that is not complete never has its name; and the text is never the one that is scored.
+out here, because torch's own imports its compiler, for longer than a small run takes. The rules kept: what a step does
+follows from the seed and its number alone, so that a run which was interrupted and goes on from its checkpoint ends bit
+for bit where one that was not does, on the same machine with as many threads; a checkpoint that is not complete never
+has its name; and the text is never the one that is scored.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def _step(lesson: Lesson, windows: Windows, schedule: Schedule, step: int) -> fl
     for number in range(schedule.sequences):
         loss = lesson.loss(windows[step * schedule.sequences + number]) / schedule.sequences
         loss.backward()
-        whole += float(loss)
+        whole += float(loss.detach())
     lesson.end()
     return whole
 
