@@ -1,9 +1,10 @@
 """The loop of the passes that train: windows of a text in an order of their own, steps, checkpoints, an end.
 
-Source of the steps: AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), warmed up and then slowed down along a
-cosine. The rules kept: what a step does follows from the seed and its number alone, so that a run which was interrupted
-and goes on from its checkpoint ends bit for bit where one that was not does, on the same machine with as many threads;
-a checkpoint that is not complete never has its name; and the text is never the one that is scored.
+Source of the steps: Adam (Kingma and Ba 2015, arXiv:1412.6980), warmed up and then slowed down along a cosine; written
+out here, because torch's own imports its compiler, for longer than a small run takes. The rules kept: what a step does
+follows from the seed and its number alone, so that a run which was interrupted and goes on from its checkpoint ends bit
+for bit where one that was not does, on the same machine with as many threads; a checkpoint that is not complete never
+has its name; and the text is never the one that is scored.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .torch_llama import Tensor, TorchDecoder, Weights
 
 _WARM, _SLOWEST = 0.1, 0.1  # the share of steps that warms up; what is left of the rate at the end
 _LONGEST = 1.0  # of a step's gradient, all tensors together
+_MEAN, _SQUARE, _LEAST = 0.9, 0.999, 1e-8
 
 
 @dataclass(frozen=True)
@@ -91,21 +93,17 @@ def train(lesson: Lesson, windows: Windows, schedule: Schedule, shop: Workshop, 
     """
     run = shop.run(step)
     torch.set_num_threads(run.threads)
-    optimiser = torch.optim.AdamW(list(lesson.learned.values()), lr=schedule.rate, weight_decay=0.0)
+    optimiser = _Adam(lesson.learned)
     kept = shop.scratch / "checkpoint.pt"
     state = _load(kept, lesson, optimiser) if kept.exists() else _State()
     while state.step < schedule.steps:
-        for group in optimiser.param_groups:
-            group["lr"] = _rate(schedule, state.step)
         loss = _step(lesson, windows, schedule, state.step)
         if not math.isfinite(loss):
             raise BadConfigValue(
                 f"After {state.step} steps the loss is {loss}: a rate lower than {schedule.rate:g} is needed.",
                 param="rate",
             )
-        torch.nn.utils.clip_grad_norm_(list(lesson.learned.values()), _LONGEST)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.step(_rate(schedule, state.step), state.step + 1)
         _count(state, loss)
         if state.step % schedule.every == 0 and state.step < schedule.steps:
             _save(kept, lesson, optimiser, state)
@@ -148,7 +146,7 @@ def _step(lesson: Lesson, windows: Windows, schedule: Schedule, step: int) -> fl
     for number in range(schedule.sequences):
         loss = lesson.loss(windows[step * schedule.sequences + number]) / schedule.sequences
         loss.backward()
-        whole += float(loss)
+        whole += float(loss.detach())
     lesson.end()
     return whole
 
@@ -168,11 +166,32 @@ def _count(state: _State, loss: float) -> None:
     state.last = loss if state.step == 1 else state.last + (loss - state.last) / min(state.step, 10)
 
 
-def _save(file: Path, lesson: Lesson, optimiser: Tensor, state: _State) -> None:
+class _Adam:
+    """``moments``: running means of each tensor's gradient and of its square."""
+
+    def __init__(self, learned: dict[str, Tensor]) -> None:
+        self._learned = learned
+        self.moments = {name: (torch.zeros_like(one), torch.zeros_like(one)) for name, one in learned.items()}
+
+    def step(self, rate: float, number: int) -> None:
+        """The ``number``-th, from 1; gradients are used up by it, shortened where they are long."""
+        with torch.no_grad():
+            length = math.sqrt(sum(float(one.grad.square().sum()) for one in self._learned.values()))
+            shorter = min(1.0, _LONGEST / max(length, 1e-12))
+            for name, tensor in self._learned.items():
+                (mean, square), gradient = self.moments[name], tensor.grad * shorter
+                mean.lerp_(gradient, 1 - _MEAN)
+                square.lerp_(gradient.square_(), 1 - _SQUARE)
+                size = (square / (1 - _SQUARE**number)).sqrt_().add_(_LEAST)
+                tensor.addcdiv_(mean, size, value=-rate / (1 - _MEAN**number))
+                tensor.grad = None
+
+
+def _save(file: Path, lesson: Lesson, optimiser: _Adam, state: _State) -> None:
     part = file.with_suffix(".part")
     try:
         with part.open("wb") as opened:
-            told = {"learned": lesson.learned, "optimiser": optimiser.state_dict(), "state": vars(state)}
+            told = {"learned": lesson.learned, "moments": optimiser.moments, "state": vars(state)}
             torch.save(told, opened)
         part.replace(file)
     except OSError as error:
@@ -182,10 +201,10 @@ def _save(file: Path, lesson: Lesson, optimiser: Tensor, state: _State) -> None:
         raise
 
 
-def _load(file: Path, lesson: Lesson, optimiser: Tensor) -> _State:
+def _load(file: Path, lesson: Lesson, optimiser: _Adam) -> _State:
     told = torch.load(file, weights_only=True)
     with torch.no_grad():
         for name, tensor in lesson.learned.items():
             tensor.copy_(told["learned"][name])
-    optimiser.load_state_dict(told["optimiser"])
+    optimiser.moments = told["moments"]
     return _State(**told["state"])

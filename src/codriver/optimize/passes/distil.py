@@ -33,11 +33,11 @@ class Distil(Schedule):
         """Errors: :class:`MissingFile`, :class:`BadConfigValue` for a teacher that does not fit; those of
         ``decoder_of`` and ``train``.
         """
+        student = TorchDecoder(source)
         windows = Windows(source, shop, self.tokens)
         file = Path(self.teacher).expanduser() if self.teacher else shop.reference or source
         if not file.exists():
             raise MissingFile(f"The teacher {file} does not exist.")
-        student = TorchDecoder(source)
         lesson = _Following(student, Teacher(file, student), self)
         told = train(lesson, windows, self, shop, "follows the teacher")
         write_tensors(student.file, target, lesson.learned)

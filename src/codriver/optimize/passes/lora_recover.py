@@ -33,8 +33,8 @@ class LoraRecover(Schedule):
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
         """Errors: those of ``decoder_of``, ``Teacher`` and ``train``."""
-        windows = Windows(source, shop, self.tokens)
         model = TorchDecoder(source)
+        windows = Windows(source, shop, self.tokens)
         teacher = Teacher(shop.reference or source, model) if self.follow == "reference" else None
         lesson = _Recovery(model, teacher, self, shop.seed)
         told = train(lesson, windows, self, shop, "wins back what was lost")

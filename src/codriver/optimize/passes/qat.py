@@ -34,8 +34,8 @@ class Qat(Schedule):
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
         """Errors: those of ``decoder_of``, ``Teacher`` and ``train``."""
-        windows = Windows(source, shop, self.tokens)
         model = TorchDecoder(source)
+        windows = Windows(source, shop, self.tokens)
         lesson = _Rounded(model, Teacher(shop.reference or source, model), self)
         told = train(lesson, windows, self, shop, f"trains for {self.kind}")
         write_tensors(model.file, target, lesson.written())
