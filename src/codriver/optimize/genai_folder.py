@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .decoder import Decoder, read_decoder
+from .gguf_decoder import Decoder, read_decoder
 from .onnx_decoder import GRAPH, write_decoder
 from .onnx_weights import Packed, copied, rounded
 from .tokenizer_files import write_tokenizer

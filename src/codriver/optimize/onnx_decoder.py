@@ -1,8 +1,9 @@
 """A decoder of a GGUF file as an ONNX graph in ONNX Runtime's own operators, as ONNX Runtime GenAI drives it.
 
-One token's way: ``GatherBlockQuantized``, then per layer RMS norm, ``MatMulNBits``, ``GroupQueryAttention`` (which turns
-and keeps keys and values), a gate. Logits are of the last position only, as that is all that a next token needs. The
-rule kept here: one tensor in memory at a time; weights stand beside the graph in one file, written as they are made.
+One token's way: ``GatherBlockQuantized``, then per layer RMS norm, ``MatMulNBits``, ``GroupQueryAttention`` (which
+turns and keeps keys and values), a gate. Logits are of the last position only, as that is all that a next token needs.
+The rule kept here: one layer's input of products in memory at a time; weights stand beside the graph in one file,
+written as they are made.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from .decoder import Decoder
+from .gguf_decoder import Decoder
 from .onnx_weights import BLOCK, Packed, joined
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
@@ -215,7 +216,7 @@ class _Graph:
 
     def proto(self) -> onnx.GraphProto:
         decoder = self._decoder
-        shape = ["batch", decoder.kv_heads, "past", decoder.head]
+        shape: list[int | str | None] = ["batch", decoder.kv_heads, "past", decoder.head]
         inputs = [
             helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"]),
             helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "all_tokens"]),

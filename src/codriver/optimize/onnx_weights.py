@@ -23,8 +23,8 @@ BLOCK = 32
 
 @dataclass(frozen=True)
 class Packed:
-    """``codes`` (rows, blocks, bytes), ``scales`` and ``offsets`` (rows, blocks). ``zeros``: packed codes (rows, bytes),
-    or ``None`` for the middle, 8 or 128.
+    """``codes`` (rows, blocks, bytes), ``scales`` and ``offsets`` (rows, blocks). ``zeros``: packed codes (rows,
+    bytes), or ``None`` for the middle, 8 or 128.
     """
 
     bits: int
@@ -72,9 +72,7 @@ def copied(file: GgufFile, tensor: GgufTensor) -> Packed | None:
     up = (1 << (bits - 1)) - count // 2 - grid.levels[0]
     codes = (np.rint((values + offsets[..., None]) / steps) + up).astype(np.uint8)
     shift = scales * (grid.levels[0] + count // 2) - offsets
-    return Packed(
-        bits, width, _in_pairs(codes) if bits == 4 else codes, scales, None, shift if shift.any() else None
-    )
+    return Packed(bits, width, _in_pairs(codes) if bits == 4 else codes, scales, None, shift if shift.any() else None)
 
 
 def rounded(weights: Floats, bits: int, symmetric: bool = False) -> Packed:

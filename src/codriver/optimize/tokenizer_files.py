@@ -13,7 +13,7 @@ from typing import Any
 
 from codriver.core.errors import BadModelFile
 
-from .decoder import arrays
+from .gguf_decoder import arrays
 from .gguf_file import GgufFile
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4
@@ -75,7 +75,11 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
     }
     _write(folder / "tokenizer.json", whole)
     settings: dict[str, Any] = {
-        "tokenizer_class": "GPT2Tokenizer" if pre in ("smollm", "gpt-2") else "Qwen2Tokenizer" if pre == "qwen2" else "PreTrainedTokenizerFast",
+        "tokenizer_class": "GPT2Tokenizer"
+        if pre in ("smollm", "gpt-2")
+        else "Qwen2Tokenizer"
+        if pre == "qwen2"
+        else "PreTrainedTokenizerFast",
         "added_tokens_decoder": {
             str(at): {key: value for key, value in _added(at, text, kinds[at] != _USER).items() if key != "id"}
             for at, text in special.items()

@@ -39,8 +39,8 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class Decoder:
-    """``width``: of a token's vector; ``head``: of one head's; ``inner``: of the gate. ``interleaved``: rotary pairs are
-    neighbours (llama in GGUF) and not halves apart. ``tied``: the embedding is the output's matrix too.
+    """``width``: of a token's vector; ``head``: of one head's; ``inner``: of the gate. ``interleaved``: rotary pairs
+    are neighbours (llama in GGUF) and not halves apart. ``tied``: the embedding is the output's matrix too.
     """
 
     file: GgufFile
@@ -185,7 +185,9 @@ def _check(found: Decoder) -> None:
             raise BadModelFile(f"The tensor '{name}' of {path} has the shape {found.file[name].shape}, not {shape}.")
         if name in needed and name not in found.file:
             raise BadModelFile(f"{path} has no tensor '{name}'.")
-    strange = next((tensor.name for tensor in found.file if tensor.name not in needed and tensor.name not in allowed), None)
+    strange = next(
+        (tensor.name for tensor in found.file if tensor.name not in needed and tensor.name not in allowed), None
+    )
     if strange:
         raise BadModelFile(f"{path} has a tensor '{strange}', which no writer carries over.")
 
