@@ -15,11 +15,10 @@ from typing import Any
 from .gguf_decoder import Decoder, read_decoder
 from .onnx_decoder import GRAPH, write_decoder
 from .onnx_weights import Packed, copied, rounded
-from .tokenizer_files import write_tokenizer
+from .tokenizer_files import end_tokens, write_tokenizer
 from .whole_folder import whole_folder
 
 Told = Callable[[str], None]
-_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>")  # an answer ends at these, too
 
 
 def write_as_is(source: Path, target: Path, told: Told) -> None:
@@ -60,10 +59,8 @@ def _packed(decoder: Decoder, name: str, bits: int | None) -> Packed:
 
 def _settings(decoder: Decoder) -> dict[str, Any]:
     told = decoder.file.header.metadata
-    tokens = [str(token) for token in decoder.tokens]
-    named = {key: told.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "padding")}
-    ends = [named["eos"], *(tokens.index(text) for text in _ENDS if text in tokens)]
-    eos = list(dict.fromkeys(at for at in ends if isinstance(at, int)))
+    named = {key: told.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "padding")}
+    eos = end_tokens(decoder.file)
     cache = "past_key_values.%d.", "present.%d."
     return {
         "model": {

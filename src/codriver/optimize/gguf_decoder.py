@@ -61,14 +61,6 @@ class Decoder:
     def tensor(self, name: str) -> GgufTensor:
         return self.file[name]
 
-    @property
-    def tokens(self) -> list[str]:
-        """Errors: :class:`BadModelFile` where they are not as many as the embedding has rows."""
-        found = [str(token) for token in arrays(self.file).get("tokenizer.ggml.tokens", [])]
-        if len(found) != self.vocabulary:
-            raise BadModelFile(f"{self.file.path} has {len(found)} tokens and vectors for {self.vocabulary}.")
-        return found
-
     def vector(self, name: str) -> Floats | None:
         """A norm's weight or a bias, as float32; ``None`` where the file has none."""
         return self.file.weights(self.file[name]).reshape(-1) if name in self.file else None

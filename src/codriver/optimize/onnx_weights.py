@@ -87,7 +87,8 @@ def rounded(weights: Floats, bits: int, symmetric: bool = False) -> Packed:
         middle = 1 << (bits - 1)
         at = np.abs(values).argmax(axis=-1)[..., None]
         # The farthest value takes the code -middle, as in Q4_0: one code more than a grid that is the same both ways.
-        scales = np.take_along_axis(values, at, -1)[..., 0] / -middle
+        # Halves, as GGUF's scales are, so that every format can hold them.
+        scales = (np.take_along_axis(values, at, -1)[..., 0] / -middle).astype(np.float16).astype(np.float32)
         steps = np.where(scales == 0, 1, scales)
         codes = np.clip(np.rint(values / steps[..., None]) + middle, 0, last).astype(np.uint8)
         return Packed(bits, width, _in_pairs(codes) if bits == 4 else codes, steps.astype(np.float32))
@@ -100,6 +101,11 @@ def rounded(weights: Floats, bits: int, symmetric: bool = False) -> Packed:
     even = np.zeros((rows, blocks + blocks % 2), np.uint8)
     even[:, :blocks] = zeros
     return Packed(4, width, _in_pairs(codes), steps, _in_pairs(even))
+
+
+def codes_of(packed: Packed) -> Bytes:
+    """One code a byte: (rows, blocks, 32)."""
+    return _unpacked(packed.codes, packed.bits)
 
 
 def joined(parts: list[Packed]) -> Packed | None:

@@ -15,8 +15,12 @@ from codriver.core.errors import BadModelFile
 
 from .gguf_decoder import arrays
 from .gguf_file import GgufFile
+from .gguf_writer import Value
+from .json_file import read_json
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4
+_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>")  # as llama.cpp knows them by name
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED = 1, 2, 3, 4, 5
+_MARKS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -56,7 +60,7 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
         "truncation": None,
         "padding": None,
         "added_tokens": [_added(at, text, kinds[at] != _USER) for at, text in special.items()],
-        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
+        "normalizer": None,  # llama.cpp puts no characters together, either
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": _SPLITS[str(pre)]},
         "post_processor": None,
         "decoder": {**_BYTES, "use_regex": True},
@@ -89,11 +93,83 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "chat_template": file.header.chat_template or None,
     }
-    for key in ("bos", "eos", "unknown", "padding"):
+    for key, short in _MARKS.items():
         at = told.get(f"tokenizer.ggml.{key}_token_id")
         if isinstance(at, int) and 0 <= at < len(names):
-            settings[f"{ {'unknown': 'unk', 'padding': 'pad'}.get(key, key) }_token"] = names[at]
+            settings[f"{short}_token"] = names[at]
     _write(folder / "tokenizer_config.json", settings)
+
+
+def read_tokenizer(folder: Path, vocabulary: int) -> dict[str, Value]:
+    """GGUF's metadata of the tokenizer in ``folder``, for ``vocabulary`` rows of the embedding.
+
+    Errors: :class:`MissingFile`; :class:`BadModelFile` for a kind that is not known.
+    """
+    file = folder / "tokenizer.json"
+    whole = read_json(file)
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    model, added = whole.get("model"), whole.get("added_tokens", [])
+    if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+        raise BadModelFile(f"{file} is no tokenizer of byte pairs with a vocabulary.")
+    pre = next((name for name, parts in _SPLITS.items() if _same_split(whole.get("pre_tokenizer"), parts)), None)
+    if pre is None:
+        raise BadModelFile(f"{file} splits text in a way that is none of {', '.join(sorted(_SPLITS))}.")
+    names: list[str] = [f"[PAD{at}]" for at in range(vocabulary)]
+    kinds = [_UNUSED] * vocabulary
+    places = [(text, at, _NORMAL) for text, at in model["vocab"].items()]
+    places += [(one["content"], one["id"], _CONTROL if one.get("special") else _USER) for one in added]
+    for text, at, kind in places:
+        if type(at) is not int or not 0 <= at < vocabulary:
+            raise BadModelFile(
+                f"{file} gives the token {str(text)[:32]!r} the number {at}; there are {vocabulary} rows."
+            )
+        names[at], kinds[at] = text, kind
+    merges = [one if isinstance(one, str) else " ".join(one) for one in model.get("merges", [])]
+    found: dict[str, Value] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": names,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.add_bos_token": bool(settings.get("add_bos_token", False)),
+    }
+    for key, short in _MARKS.items():
+        mark = settings.get(f"{short}_token")
+        text = mark.get("content") if isinstance(mark, dict) else mark
+        if isinstance(text, str) and text in names:
+            found[f"tokenizer.ggml.{key}_token_id"] = names.index(text)
+    if isinstance(settings.get("chat_template"), str):
+        found["tokenizer.chat_template"] = settings["chat_template"]
+    return found
+
+
+def _same_split(told: Any, parts: list[dict[str, Any]]) -> bool:
+    """Whether a tokenizer splits as ``parts`` do; what only concerns positions in the text does not count."""
+    if not isinstance(told, dict):
+        return False
+    listed = told.get("pretokenizers") if told.get("type") == "Sequence" else [told]
+    if not isinstance(listed, list) or len(listed) != len(parts):
+        return False
+    return all(isinstance(one, dict) and _bare(one) == _bare(part) for one, part in zip(listed, parts, strict=True))
+
+
+def _bare(part: dict[str, Any]) -> dict[str, Any]:
+    usual = {"use_regex": True} if part.get("type") == "ByteLevel" else {}
+    return usual | {key: value for key, value in part.items() if key != "trim_offsets"}
+
+
+def end_tokens(file: GgufFile) -> list[int]:
+    """At which tokens an answer ends: the one that the file names, and those whose names say it.
+
+    Errors: :class:`BadModelFile` where there is none.
+    """
+    tokens = [str(token) for token in arrays(file).get("tokenizer.ggml.tokens", [])]
+    named = file.header.metadata.get("tokenizer.ggml.eos_token_id")
+    found = [named, *(tokens.index(text) for text in _ENDS if text in tokens)]
+    ends = list(dict.fromkeys(at for at in found if isinstance(at, int) and 0 <= at < len(tokens)))
+    if not ends:
+        raise BadModelFile(f"{file.path} names no token that ends an answer ('tokenizer.ggml.eos_token_id').")
+    return ends
 
 
 def _added(at: int, text: str, special: bool) -> dict[str, Any]:
