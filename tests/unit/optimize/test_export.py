@@ -179,7 +179,7 @@ def test_what_a_writer_would_leave_out_is_refused(
     assert [one.name for one in tmp_path.iterdir()] == ["tiny.gguf"]
 
 
-@pytest.mark.parametrize(("architecture", "kind"), [("llama", "Q4_0"), ("qwen2", "F16")])
+@pytest.mark.parametrize(("architecture", "kind"), [("llama", "F16"), ("qwen2", "F16")])
 def test_there_and_back_again(tmp_path: Path, architecture: str, kind: str) -> None:
     source = write_tiny(tmp_path / "tiny.gguf", architecture, kind)
     back = write(write(source, "safetensors", tmp_path / "hf"), "gguf-f32", tmp_path / "back.gguf")
