@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from codriver.core.errors import BadConfigValue, BadModelFile, DiskFull
-from codriver.optimize import onnx_decoder, safetensors_file
+from codriver.optimize import hf_folder, onnx_decoder
 from codriver.optimize.export import export
-from codriver.optimize.ggml import quantise
 from codriver.optimize.gguf_file import GgufFile
 from codriver.optimize.gguf_writer import Planned, write_gguf
 from codriver.optimize.llama_runtime import LlamaModel
@@ -135,11 +134,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, form: str, monkeypatch: pyte
 
     source = write_tiny(tmp_path / "tiny.gguf", "llama", "Q4_0")
     monkeypatch.setattr(onnx_decoder._Graph, "_logits", full)
-    monkeypatch.setattr(
-        safetensors_file.Made,
-        "__getattribute__",
-        lambda self, name: full() if name == "make" else object.__getattribute__(self, name),
-    )
+    monkeypatch.setattr(hf_folder, "write_tensors", full)
     with pytest.raises(DiskFull, match=r"no room for .*out; nothing of it was kept"):
         write(source, form, tmp_path / "out")
     assert [one.name for one in tmp_path.iterdir()] == ["tiny.gguf"]
@@ -214,22 +209,26 @@ def test_compressed_tensors_hold_the_files_own_codes(tmp_path: Path, form: str, 
     assert list(entries[f"{base}_shape"].raw()) == [128, 256]
 
 
-HEADS = {
+def one(shape: Any, begin: int, end: int, kind: str = "F32") -> dict[str, Any]:
+    return {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+
+
+HEADS: dict[str, Any] = {
     "the header has 1152921504606846976 bytes": b"\0" * 7 + b"\x10" + b"{}",
     "byte 0 says that the header has 0 bytes": b"abc",
     "is no JSON of single keys": {"raw": b"{oops}"},
     "a key stands there twice": {"raw": b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"a":{}}'},
     "'w' is not described by": {"w": {"dtype": "F32"}},
-    "'w' has the type 'F99'": {"w": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}},
-    r"'w' has the shape \[-1\]": {"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},
-    r"'w' has the shape \[True\]": {"w": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}},
-    r"'w' has the offsets \[0\]": {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0]}},
-    r"'w' stands from byte \d+ to \d+, and the file ends at": {"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}},
-    r"'w' at byte \d+ takes 4611686018427387904 bytes, and has 16": {"w": {"dtype": "F32", "shape": [1 << 30, 1 << 30], "data_offsets": [0, 16]}},
-    r"'v' at byte \d+ overlaps the one before it": {"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}, "v": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
-    r"'w' at byte \d+ leaves a gap before it": {"w": {"dtype": "F32", "shape": [3], "data_offsets": [4, 16]}},
-    r"its tensors end at byte \d+, and the file at": {"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}},
-}  # fmt: skip
+    "'w' has the type 'F99'": {"w": one([1], 0, 4, "F99")},
+    r"'w' has the shape \[-1\]": {"w": one([-1], 0, 4)},
+    r"'w' has the shape \[True\]": {"w": one([True], 0, 4)},
+    r"'w' has the offsets \[-4, 0\]": {"w": one([1], -4, 0)},
+    r"'w' stands from byte \d+ to \d+, and the file ends at": {"w": one([9], 0, 36)},
+    r"'w' at byte \d+ takes 4611686018427387904 bytes, and has 16": {"w": one([1 << 30, 1 << 30], 0, 16)},
+    r"'v' at byte \d+ overlaps the one before it": {"w": one([4], 0, 16), "v": one([1], 4, 8)},
+    r"'w' at byte \d+ leaves a gap before it": {"w": one([3], 4, 16)},
+    r"its tensors end at byte \d+, and the file at": {"w": one([3], 0, 12)},
+}
 
 
 @pytest.mark.parametrize("sentence", HEADS)
