@@ -6,6 +6,7 @@ yields an open engine, and name it in ``CASES``.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -100,6 +101,21 @@ async def openvino(find: Find) -> AsyncIterator[Engine]:
 
 
 @asynccontextmanager
+async def onnx_genai(find: Find) -> AsyncIterator[Engine]:
+    pytest.importorskip("onnxruntime_genai", reason="needs the extra: pip install 'codriver[onnx]'")
+    pytest.importorskip("tokenizers", reason="needs the extra: pip install 'codriver[onnx]'")
+    from codriver.engines.onnx_genai import OnnxGenai, OnnxGenaiConfig
+    from codriver.optimize.export import export
+
+    with tempfile.TemporaryDirectory() as folder:
+        export(find("smollm2.gguf"), "onnx-genai", Path(folder) / "smollm2", lambda step: None)
+        config = OnnxGenaiConfig(model=Path(folder) / "smollm2", context_tokens=CONTEXT, threads=THREADS)
+        engine = await OnnxGenai.start(config)
+        yield engine
+        await engine.aclose()
+
+
+@asynccontextmanager
 async def onnx_runtime(find: Find) -> AsyncIterator[Engine]:
     pytest.importorskip("onnxruntime", reason="needs the extra: pip install 'codriver[onnx]'")
     pytest.importorskip("tokenizers", reason="needs the extra: pip install 'codriver[onnx]'")
@@ -110,13 +126,14 @@ async def onnx_runtime(find: Find) -> AsyncIterator[Engine]:
     await engine.aclose()
 
 
-WEIGHTS = {"openai_llama_server", "onnx_runtime", "llama_cpp", "openvino"}  # these need real weights
+WEIGHTS = {"openai_llama_server", "onnx_runtime", "llama_cpp", "onnx_genai", "openvino"}  # these need real weights
 CASES: dict[str, Open] = {
     "null": null,
     "replay": replay,
     "openai": openai,
     "openai_llama_server": openai_llama_server,
     "llama_cpp": llama_cpp,
+    "onnx_genai": onnx_genai,
     "onnx_runtime": onnx_runtime,
     "openvino": openvino,
 }

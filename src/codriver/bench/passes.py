@@ -21,9 +21,10 @@ from codriver.catalogue import Catalogue, Store
 from codriver.optimize.evaluate import WINDOW, log_softmax, pieces_of
 from codriver.optimize.ggml import Floats
 from codriver.optimize.llama_runtime import LlamaModel
-from codriver.optimize.optimise import Optimisation, Settings
+from codriver.optimize.optimise import Optimisation
 from codriver.optimize.recipe import recipe_of
 from codriver.optimize.requirement import Requirement
+from codriver.optimize.task import Settings
 
 from .drive_inputs import data_folder
 from .quantise import SYSTEMS

@@ -8,44 +8,23 @@ K-quants. The rule kept here: what would break a step for all is refused before 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
-import uuid
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from codriver.core.clock import SYSTEM_CLOCK, Clock
 from codriver.core.config import setting
-from codriver.core.deadline import Deadline
-from codriver.core.engine import EngineCard, Health, Price, TextOnly
-from codriver.core.errors import (
-    BadConfigValue,
-    EngineDied,
-    EngineUnavailable,
-    PromptTooLong,
-    RequestError,
-    UnsupportedParameter,
-)
+from codriver.core.engine import EngineCard, Price
+from codriver.core.errors import BadConfigValue, EngineUnavailable, RequestError
 from codriver.core.gguf import read_header
-from codriver.core.messages import (
-    ChatChunk,
-    ChatRequest,
-    ChunkChoice,
-    Delta,
-    Logprobs,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-)
+from codriver.core.messages import ChatRequest
 
-from .json_subset import WORDS, closed, fits
-from .openai_link import Expiry
-from .openvino_loop import Job, Step, StepLoop
-from .openvino_text import TextStream
+from .json_subset import closed
+from .step_loop import StepLoop
+from .stepped import Stepped, refuse_each, refused_by_all, wanted_schema
 
 # Tried with OpenVINO GenAI 2026.4 (Q4_K and Q6_K on a Q4_K_M file); its converter names no other.
 _READABLE = ("F32", "F16", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q8_0")
@@ -90,8 +69,10 @@ def why_not(model: Path) -> str | None:
     )
 
 
-class OpenVino(TextOnly):
+class OpenVino(Stepped):
     """Made cold: :meth:`load` (or :meth:`start`) loads the model, and :meth:`health` says ``loading`` meanwhile."""
+
+    runtime = "OpenVINO"
 
     def __init__(self, config: OpenVinoConfig, clock: Clock = SYSTEM_CLOCK) -> None:
         reason = why_not(config.model)
@@ -99,7 +80,7 @@ class OpenVino(TextOnly):
             raise EngineUnavailable(f"{reason}.", engine=config.id)
         if config.batch_tokens > config.context_tokens:
             raise BadConfigValue("'batch_tokens' is larger than 'context_tokens'.", param="batch_tokens")
-        self.card = EngineCard(
+        card = EngineCard(
             id=config.id,
             locality=config.locality,
             model=config.model.stem,
@@ -107,16 +88,10 @@ class OpenVino(TextOnly):
             context_tokens=config.context_tokens,
             price=Price(config.input_usd, config.output_usd),
         )
+        super().__init__(card, config.slots, clock)
         self._config = config
-        self._clock = clock
-        self._state: Literal["ready", "loading", "down"] = "loading"
-        self._reason = ""
         self._genai: Any = None
         self._tokenizer: Any = None
-        self._steps: StepLoop | None = None
-        self._permits = asyncio.Semaphore(config.slots)
-        self._queue = 0
-        self._mean_s = 0.0
 
     @classmethod
     async def start(cls, config: OpenVinoConfig, clock: Clock = SYSTEM_CLOCK) -> OpenVino:
@@ -127,25 +102,7 @@ class OpenVino(TextOnly):
         await engine.load()
         return engine
 
-    async def load(self) -> None:
-        """Errors: :class:`EngineUnavailable`."""
-        try:
-            pipeline = await asyncio.to_thread(self._load)
-        except RuntimeError as error:
-            self._state, self._reason = "down", "OpenVINO could not load the model"
-            said = str(error).strip().splitlines()[-1][-200:]
-            raise EngineUnavailable(
-                f"OpenVINO could not load {self._config.model.name}: {said}", engine=self.card.id
-            ) from error
-        if self._state == "down":
-            return
-        reasons = self._genai.GenerationFinishReason
-        self._steps = StepLoop(pipeline, {reasons.STOP: "stop", reasons.LENGTH: "length"})
-        self._steps.on_failure = self._failed
-        self._steps.start()
-        self._state = "ready"
-
-    def _load(self) -> Any:
+    def open(self) -> StepLoop:
         import openvino_genai
 
         self._genai = openvino_genai
@@ -161,47 +118,14 @@ class OpenVino(TextOnly):
             str(config.model), scheduler, "CPU", {"INFERENCE_NUM_THREADS": threads}
         )
         self._tokenizer = pipeline.get_tokenizer()
-        return pipeline
+        reasons = openvino_genai.GenerationFinishReason
+        return StepLoop(pipeline, {reasons.STOP: "stop", reasons.LENGTH: "length"})
 
-    def _failed(self, reason: str) -> None:
-        """Called from the step thread. A pipeline that failed once fails at every step after it."""
-        self._state, self._reason = "down", f"OpenVINO failed: {reason}"
+    def refuse(self, request: ChatRequest) -> None:
+        told = (request.top_logprobs or 0) > 1, "top_logprobs", "it knows the log-probability of the chosen token only"
+        refuse_each(self.card.id, [told, *refused_by_all(request)])
 
-    async def generate(self, request: ChatRequest, deadline: Deadline) -> AsyncIterator[ChatChunk]:
-        self.card.refuse_unfit(request)
-        refuse_unable(request, self.card.id)
-        steps = self._ready_steps()
-        self._queue += 1
-        expiry = Expiry(deadline)
-        job: Job | None = None
-        try:
-            await expiry.wait(self._permits.acquire)
-            try:
-                begun_s = self._clock.monotonic_s()
-                self._ready_steps()
-                ids, count = await asyncio.to_thread(self._tokens, request)
-                limit = self._limit(request, count)
-                job = Job(ids, self._settings(request, limit), asyncio.get_running_loop())
-                steps.submit(job)
-                writer = _Writer(self._decode, request, count)
-                yield writer.begin(self.card.id)
-                while not writer.finished:
-                    event = await expiry.wait(job.events.get)
-                    if isinstance(event, Exception):
-                        raise self._error(event) from event
-                    for chunk in writer.chunks(event):
-                        yield chunk
-                yield writer.usage()
-                self._learn(self._clock.monotonic_s() - begun_s)
-            finally:
-                if job is not None:
-                    job.left = True  # a job that finished is not in the loop any more, and this changes nothing
-                self._permits.release()
-        finally:
-            expiry.end()
-            self._queue -= 1
-
-    def _tokens(self, request: ChatRequest) -> tuple[Any, int]:
+    def tokens(self, request: ChatRequest) -> tuple[Any, int]:
         prompt = request.prompt
         if prompt is None:
             messages = [{"role": message.role, "content": message.text()} for message in request.messages]
@@ -212,20 +136,10 @@ class OpenVino(TextOnly):
         encoded = self._tokenizer.encode(prompt + (request.continue_from or ""), add_special_tokens=False).input_ids
         return encoded, int(encoded.shape[1])
 
-    def _decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
 
-    def _limit(self, request: ChatRequest, prompt_tokens: int) -> int:
-        room = self._config.context_tokens - prompt_tokens
-        if room < 1:
-            raise PromptTooLong(
-                f"The prompt has {prompt_tokens} tokens; '{self.card.id}' has a context of "
-                f"{self._config.context_tokens} tokens.",
-                param="messages",
-            )
-        return room if request.limit_tokens is None else max(1, min(room, request.limit_tokens))
-
-    def _settings(self, request: ChatRequest, limit: int) -> Any:
+    def settings(self, request: ChatRequest, limit: int) -> Any:
         found = self._genai.GenerationConfig()
         found.max_new_tokens = limit
         temperature = 1.0 if request.temperature is None else request.temperature
@@ -244,127 +158,7 @@ class OpenVino(TextOnly):
             found.structured_output_config = self._genai.StructuredOutputConfig(json_schema=text)
         return found
 
-    def _ready_steps(self) -> StepLoop:
-        if self._state == "loading":
-            raise EngineUnavailable(
-                f"The engine '{self.card.id}' is still loading.", engine=self.card.id, retry_after_s=1.0
-            )
-        if self._state == "down" or self._steps is None:
-            raise EngineUnavailable(f"The engine '{self.card.id}' is down: {self._reason}.", engine=self.card.id)
-        return self._steps
-
-    def _error(self, event: Exception) -> Exception:
-        if isinstance(event, (ValueError, TypeError)):
-            return RequestError(f"The engine '{self.card.id}' refused the request's settings.")
-        return EngineDied(f"The engine '{self.card.id}' stopped before its answer was complete.", engine=self.card.id)
-
-    def _learn(self, took_s: float) -> None:
-        self._mean_s = took_s if self._mean_s == 0.0 else 0.8 * self._mean_s + 0.2 * took_s
-
-    def health(self) -> Health:
-        """``queue`` counts requests in work and waiting; ``eta_s`` is from the mean time of recent answers."""
-        if self._state == "down":
-            return Health("down", self._queue, reason=self._reason)
-        waiting = self._queue - self._config.slots + 1
-        if self._state == "ready" and waiting > 0:
-            return Health("busy", self._queue, self._mean_s * waiting / self._config.slots)
-        return Health(self._state, self._queue)
-
     async def aclose(self) -> None:
         """End the step thread and free the model. Answers under way end with :class:`EngineDied`."""
-        self._state, self._reason = "down", "it was closed"
-        steps, self._steps = self._steps, None
-        if steps is not None:
-            await asyncio.to_thread(steps.close)
+        await super().aclose()
         self._tokenizer = None
-
-
-def wanted_schema(request: ChatRequest) -> dict[str, Any] | None:
-    form = request.response_format
-    if form is None or form.type == "text":
-        return None
-    return form.json_schema.schema if form.json_schema and form.json_schema.schema else {"type": "object"}
-
-
-def refuse_unable(request: ChatRequest, engine: str) -> None:
-    """Refuse by name what OpenVINO would ignore, or fail on in the middle of a step."""
-    schema = wanted_schema(request)
-    refused = [
-        ((request.n or 1) > 1, "n", "it gives one answer per request"),
-        (bool(request.logit_bias), "logit_bias", "it cannot weigh single tokens"),
-        ((request.top_logprobs or 0) > 1, "top_logprobs", "it knows the log-probability of the chosen token only"),
-        (bool(request.codriver and request.codriver.lora), "codriver.lora", "it has no adapters"),
-        (
-            schema is not None and not fits(schema),
-            "response_format",
-            f"its schemas may use: {', '.join(sorted(WORDS))}",
-        ),
-        (
-            schema is not None and bool(request.continue_from),
-            "response_format",
-            "it cannot go on inside a JSON answer",
-        ),
-    ]
-    for is_asked, param, reason in refused:
-        if is_asked:
-            raise UnsupportedParameter(f"The model '{engine}' does not support this '{param}': {reason}.", param=param)
-
-
-class _Writer:
-    """One answer's chunks."""
-
-    def __init__(self, decode: Any, request: ChatRequest, prompt_tokens: int) -> None:
-        stop = request.stop
-        self._text = TextStream(decode, [stop] if isinstance(stop, str) else stop or [])
-        self._decode = decode
-        self._wants_logprobs = bool(request.logprobs)
-        self._shows_top = bool(request.top_logprobs)
-        self._prompt_tokens = prompt_tokens
-        self._tokens = 0
-        self._waiting: list[TokenLogprob] = []
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        self._model = ""
-        self.finished = False
-
-    def begin(self, model: str) -> ChatChunk:
-        self._model = model
-        return self._chunk(ChunkChoice(delta=Delta(role="assistant", content="")))
-
-    def chunks(self, step: Step) -> list[ChatChunk]:
-        self._tokens += len(step.ids)
-        if self._wants_logprobs:
-            self._waiting.extend(map(self._logprob, step.ids, step.logprobs))
-        text = self._text.push(step.ids)
-        if step.finish and not self._text.stopped:
-            text += self._text.flush()
-        finish = "stop" if self._text.stopped else step.finish
-        found = []
-        if text:
-            logprobs = Logprobs(content=self._waiting) if self._waiting else None
-            self._waiting = []
-            found.append(self._chunk(ChunkChoice(delta=Delta(content=text), logprobs=logprobs)))
-        if finish:
-            self.finished = True
-            logprobs = Logprobs(content=self._waiting) if self._waiting else None
-            found.append(self._chunk(ChunkChoice(logprobs=logprobs, finish_reason=finish)))
-        return found
-
-    def _logprob(self, token: int, logprob: float) -> TokenLogprob:
-        text = self._decode([token])
-        raw = list(text.encode())
-        top = [TopLogprob(text, logprob, raw)] if self._shows_top else []
-        return TokenLogprob(text, min(0.0, logprob), raw, top)
-
-    def usage(self) -> ChatChunk:
-        chunk = self._chunk(None)
-        chunk.usage = Usage(
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._tokens,
-            total_tokens=self._prompt_tokens + self._tokens,
-        )
-        return chunk
-
-    def _chunk(self, choice: ChunkChoice | None) -> ChatChunk:
-        choices = [choice] if choice is not None else []
-        return ChatChunk(id=self._id, created=self._created, model=self._model, choices=choices)

@@ -10,6 +10,7 @@ ENGINES = Registry(
     {
         "llama_cpp": "codriver.engines.llama_cpp:LlamaCpp",
         "null": "codriver.engines.null:Null",
+        "onnx_genai": "codriver.engines.onnx_genai:OnnxGenai",
         "onnx_runtime": "codriver.engines.onnx_runtime:OnnxRuntime",
         "openai": "codriver.engines.openai:OpenAIServer",
         "openvino": "codriver.engines.openvino:OpenVino",
@@ -18,6 +19,7 @@ ENGINES = Registry(
     needs={
         # xllamacpp comes with the package itself, except where no wheel exists for the platform.
         "llama_cpp": (("xllamacpp",), "all"),
+        "onnx_genai": (("onnxruntime_genai", "tokenizers", "numpy"), "onnx"),
         "onnx_runtime": (("onnxruntime", "onnx", "tokenizers", "numpy"), "onnx"),
         "openai": (("httptools", "aiohappyeyeballs"), "all"),
         "openvino": (("openvino_genai",), "openvino"),

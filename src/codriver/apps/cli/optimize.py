@@ -239,6 +239,23 @@ def report(
     typer.echo(f"{out} and {out.with_suffix('.json').name}")
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="As elsewhere; or a folder of safetensors, for --to gguf.")],
+    to: Annotated[str, typer.Option(help="The format: see docs/optimize.md.")],
+    out: Annotated[Path, typer.Option(help="What is written: a folder, which must not be there yet.")],
+) -> None:
+    """Write MODEL in another runtime's format, the whole or nothing."""
+    _need_numpy()
+    from codriver.optimize.export import export as write
+
+    folder = Path(model)
+    source = folder if (folder / "config.json").is_file() else _file(model)
+    write(source, to, out, lambda step: typer.echo(f"{step} …", err=True))
+    files = sorted(file for file in out.rglob("*") if file.is_file()) if out.is_dir() else [out]
+    typer.echo(f"{out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB in {len(files)} files")
+
+
 def _need_numpy() -> None:
     if importlib.util.find_spec("numpy") is None:
         raise MissingExtra("Weights are rounded and scored with NumPy: pip install 'codriver[optimize]'.")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from codriver.engines.openvino_text import TextStream
+from codriver.engines.text_stream import TextStream
 
 PIECES = ["Hel", "lo", " wor", "ld", "!", " STO", "P", " more"]
 

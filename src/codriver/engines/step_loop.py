@@ -1,4 +1,4 @@
-"""The thread that steps OpenVINO GenAI's continuous batching: jobs go in, events come out, one step per token.
+"""The thread that steps a runtime which batches continuously: jobs go in, events come out, one step per token.
 
 Everything that touches the pipeline happens in this thread, between two steps. The rule kept here: a job that was left
 does not take part in the next step, and a step that fails ends every job with an error, never in silence.
@@ -16,11 +16,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Step:
-    """What one step gave a job: token ids with their log-probabilities, and ``stop`` or ``length`` at the end."""
+    """What one step gave a job: token ids with their log-probabilities, and ``stop`` or ``length`` at the end.
+    ``tops``: the likeliest tokens at each place, where the runtime tells them.
+    """
 
     ids: list[int]
     logprobs: list[float]
     finish: str | None = None
+    tops: list[list[tuple[int, float]]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -38,7 +41,9 @@ class Job:
 
 
 class StepLoop:
-    """Owns ``pipeline`` from :meth:`start` on."""
+    """Owns ``pipeline`` from :meth:`start` on: OpenVINO GenAI's, or what offers the same calls. ``finishes``: its ends
+    by our names.
+    """
 
     def __init__(self, pipeline: Any, finishes: dict[Any, str]) -> None:
         self._pipeline = pipeline
@@ -46,7 +51,7 @@ class StepLoop:
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._work: dict[int, tuple[Job, Any]] = {}
         self._next_id = 0
-        self._thread = threading.Thread(target=self._run, name="openvino-steps", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine-steps", daemon=True)
         self.on_failure: Callable[[str], None] = lambda reason: None
 
     def start(self) -> None:
@@ -107,7 +112,8 @@ class StepLoop:
                     finish = self._finishes.get(output.finish_reason)
                     if finish:
                         self._work.pop(number, None)
-                    job.tell(Step(list(output.generated_ids), list(output.generated_log_probs), finish))
+                    tops = getattr(output, "tops", [])
+                    job.tell(Step(list(output.generated_ids), list(output.generated_log_probs), finish, tops))
 
     def _end_all(self, error: Exception) -> None:
         for job, _ in self._work.values():
