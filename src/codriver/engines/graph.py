@@ -86,6 +86,10 @@ class GraphEngine:
         found = await self._in_thread(lambda: self._run(request, deadline), deadline)
         return Tensors(tuple(found[name] for name in wanted))
 
+    def peak_bytes(self) -> int:
+        """The most memory that the graph's process had since it was last started; 0 where the system does not say."""
+        return self._process.peak_bytes()
+
     def health(self) -> Health:
         if self._closed:
             return Health("down", reason="closed")

@@ -101,6 +101,15 @@ class GraphProcess:
             process.kill()
             process.wait()
 
+    def peak_bytes(self) -> int:
+        """The most memory that the child ever had; 0 where there is no /proc."""
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii").splitlines():
+                    if line.startswith("VmHWM:"):
+                        return int(line.split()[1]) * 1024
+        return 0
+
     def _kill_if_closed(self) -> None:
         if self._closed:
             self.kill()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -24,6 +24,7 @@ from rich.table import Table
 from codriver.catalogue import Store
 from codriver.core.artifact import MANIFEST, load_artifact
 from codriver.core.config import load
+from codriver.core.engine import Engine
 from codriver.core.errors import BadConfigValue, MissingExtra, MissingFile
 
 from ..settings import VehicleConfig
@@ -174,6 +175,37 @@ def compare(
             values |= {one.metric: one.value for one in load_artifact(Path(model)).card}
         told.append((model, values))
     _cards(told)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of TwinLiteNet in torch (a state dict).")],
+    to: Annotated[str, typer.Option(help="pte (ExecuTorch) or tflite (LiteRT).")],
+    out: Annotated[Path, typer.Option(help="The artifact's folder.")],
+    scored: Annotated[list[Path], typer.Option(help="A photo on which the file is compared with torch.")],
+    calibration: Annotated[list[Path] | None, typer.Option(help="A photo of what goes into an int8 net.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+) -> None:
+    """Write a vision net for ExecuTorch or LiteRT, and compare the file with the net in torch; toolkits are fetched."""
+    _need_numpy()
+    from codriver.optimize.vision.export import Exporting
+    from codriver.optimize.vision.export import export as write
+
+    wanted = Exporting(cast(Any, to), tuple(scored), tuple(calibration or ()), cast(Any, precision))
+    artifact = write(checkpoint, out, wanted, _graph_engine, lambda line: typer.echo(f"· {line}", err=True))
+    typer.echo(f"{out / MANIFEST}: {artifact.bits_per_weight:.2f} bits per weight")
+    _cards([(str(out), {one.metric: one.value for one in artifact.card})])
+
+
+async def _graph_engine(file: Path, python: Path) -> Engine:
+    """The engine that loads the file, with the runtime of the toolkit that wrote it."""
+    if file.suffix == ".pte":
+        from codriver.engines.executorch import ExecuTorch, ExecuTorchConfig
+
+        return await ExecuTorch.start(ExecuTorchConfig(model=file, python=python))
+    from codriver.engines.litert import LiteRt, LiteRtConfig
+
+    return await LiteRt.start(LiteRtConfig(model=file, python=python))
 
 
 def _need_numpy() -> None:

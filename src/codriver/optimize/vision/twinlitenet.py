@@ -236,7 +236,7 @@ def photo(file: Path) -> Tensor:
 
 
 def write_expected(net: TwinLiteNet, photos: list[Tensor], file: Path) -> None:
-    """The photos (``input``) and what the net says of each (``drivable``, ``lanes``), as one ``.npz``."""
+    """As ``.npz``: photos (``input``), what the net says of each (``drivable``, ``lanes``), its number of ``weights``."""
     import numpy as np
 
     with torch.no_grad():
@@ -244,4 +244,5 @@ def write_expected(net: TwinLiteNet, photos: list[Tensor], file: Path) -> None:
     heads: dict[str, Any] = {
         name: np.concatenate([heads[at].numpy() for heads in said]) for at, name in enumerate(OUTPUTS)
     }
-    np.savez(file, input=np.concatenate([picture.numpy() for picture in photos]), **heads)
+    weights = np.int64(sum(tensor.numel() for tensor in net.state_dict().values()))
+    np.savez(file, input=np.concatenate([picture.numpy() for picture in photos]), weights=weights, **heads)
