@@ -236,7 +236,9 @@ def photo(file: Path) -> Tensor:
 
 
 def write_expected(net: TwinLiteNet, photos: list[Tensor], file: Path) -> None:
-    """As ``.npz``: photos (``input``), what the net says of each (``drivable``, ``lanes``), its number of ``weights``."""
+    """As ``.npz``: the photos (``input``), what the net says of each (``drivable``, ``lanes``), and how many numbers it
+    is made of (``weights``).
+    """
     import numpy as np
 
     with torch.no_grad():
