@@ -22,10 +22,11 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from .tensor_fit import Spec
+from .tensor_fit import Spec, count_bytes
 
 T = TypeVar("T")
 _PIPE_BYTES = 1 << 20
+_MOST_HEAD_BYTES = 1 << 20  # of a reply, before its tensors
 _F_SETPIPE_SZ = 1031  # Linux; absent from ``fcntl`` on other systems
 Given = tuple[str, tuple[int, ...], bytes]  # an input: its name, shape and data
 
@@ -129,6 +130,9 @@ class GraphProcess:
         for *_, data in feed:
             self._write(data)
         reply = self._read_reply()
+        for spec, size in zip(reply.outputs, reply.sizes, strict=True):
+            if size != count_bytes(spec.dtype, spec.shape):
+                raise ValueError(f"{size} bytes for {spec}")
         return reply, [self._read(size) for size in reply.sizes]
 
     def _within(self, seconds: float, work: Callable[[], T]) -> T:
@@ -141,6 +145,9 @@ class GraphProcess:
             return work()
         except (BrokenPipeError, EOFError):
             raise ChildEnded(self._how_it_ended(seconds)) from None
+        except (ValueError, KeyError, MemoryError, msgspec.MsgspecError) as error:  # a hostile file may speak for it
+            self.kill()
+            raise ChildEnded("it was ended, as its answer could not be understood") from error
         finally:
             timer.cancel()
 
@@ -178,7 +185,10 @@ class GraphProcess:
 
     def _read_reply(self) -> Reply:
         # Its length first: reading a line byte by byte from an unbuffered pipe is slow.
-        reply = msgspec.json.decode(self._read(int(self._read(8), 16)), type=Reply)
+        length = int(self._read(8), 16)
+        if not 0 < length <= _MOST_HEAD_BYTES:
+            raise ValueError(f"a head of {length} bytes")
+        reply = msgspec.json.decode(self._read(length), type=Reply)
         if reply.error:
             raise Refused(reply.error)
         return reply

@@ -15,6 +15,11 @@ _ITEM_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "float
 }
 
 
+def count_bytes(dtype: str, shape: Sequence[int | str]) -> int:
+    """Errors: ``KeyError`` for a type that no graph's tensors have, ``ValueError`` for a size that is not known."""
+    return math.prod(map(int, shape)) * _ITEM_BYTES[dtype]
+
+
 class Spec(msgspec.Struct, frozen=True):
     """An input or output of a graph. ``shape``: a word where a request may choose the size."""
 
@@ -55,8 +60,8 @@ def _refuse_unfit(graph: str, inputs: Mapping[str, Spec], tensor: Tensor) -> Non
     if not fits:
         wanted = ", ".join(map(str, expected.shape))
         raise RequestError(f"{where} has shape ({wanted}); got {tensor.shape}.", param=tensor.name)
-    count_bytes = math.prod(tensor.shape) * _ITEM_BYTES[expected.dtype]
-    if len(tensor.data) != count_bytes:
+    needed = count_bytes(expected.dtype, tensor.shape)
+    if len(tensor.data) != needed:
         raise RequestError(
-            f"{where} needs {count_bytes} bytes for shape {tensor.shape}; got {len(tensor.data)}.", param=tensor.name
+            f"{where} needs {needed} bytes for shape {tensor.shape}; got {len(tensor.data)}.", param=tensor.name
         )

@@ -243,6 +243,8 @@ async def test_a_street_is_segmented_as_its_published_mask_says(shared_data: Sha
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "signal 11 ended it"),
         ("import no_such_runtime", "it ended with 1: ModuleNotFoundError: No module named 'no_such_runtime'"),
+        ("print('a greeting that nobody asked for')", "as its answer could not be understood"),
+        ("print('7fffffff{}', end='')", "as its answer could not be understood"),
         ("import time; time.sleep(600)", "it was ended after 0.3 s without an answer"),
     ],
 )
