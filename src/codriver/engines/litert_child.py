@@ -23,15 +23,16 @@ def load(file: str, threads: int) -> Any:
     inputs = [_named(item, names) for item in interpreter.get_input_details()]
     outputs = [_named(item, names) for item in interpreter.get_output_details()]
     where = {name: item for (name, _, _), item in zip(inputs, interpreter.get_input_details(), strict=True)}
+    shapes = {name: tuple(int(size) for size in item["shape"]) for name, item in where.items()}
 
     def run(feed: dict[str, Any]) -> list[tuple[Named, bytes]]:
-        resized = False
-        for name, (shape, _) in feed.items():
-            if list(shape) != interpreter.get_tensor_details()[where[name]["index"]]["shape"].tolist():
+        asked = {name: tuple(shape) for name, (shape, _) in feed.items()}
+        if asked != shapes:
+            for name, shape in asked.items():
                 interpreter.resize_tensor_input(where[name]["index"], shape)
-                resized = True
-        if resized:
+            shapes.clear()  # should memory for them not be had, the next request asks again
             interpreter.allocate_tensors()
+            shapes.update(asked)
         for name, (shape, data) in feed.items():
             item = where[name]
             interpreter.set_tensor(item["index"], np.frombuffer(data, item["dtype"]).reshape(shape))
