@@ -19,6 +19,7 @@ from codriver.core.engine import Engine, EngineCard
 from codriver.engines.null import Null, NullConfig
 from codriver.engines.openai import OpenAIConfig, OpenAIServer
 from codriver.engines.replay import FixedTiming, Recording, Replay
+from tests import graph_files
 from tests.contract.upstream import serve
 
 Find = Callable[[str], Path]
@@ -126,12 +127,40 @@ async def onnx_runtime(find: Find) -> AsyncIterator[Engine]:
     await engine.aclose()
 
 
+@asynccontextmanager
+async def litert(find: Find) -> AsyncIterator[Engine]:
+    pytest.importorskip("ai_edge_litert", reason="needs the extra: pip install 'codriver[litert]'")
+    from codriver.engines.litert import LiteRt, LiteRtConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "doubler.tflite"
+        file.write_bytes(graph_files.tflite())
+        engine = await LiteRt.start(LiteRtConfig(model=file, threads=THREADS))
+        yield engine
+        await engine.aclose()
+
+
+@asynccontextmanager
+async def executorch(find: Find) -> AsyncIterator[Engine]:
+    pytest.importorskip("executorch", reason="needs the extra: pip install 'codriver[executorch]'")
+    from codriver.engines.executorch import ExecuTorch, ExecuTorchConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "doubler.pte"
+        file.write_bytes(graph_files.pte())
+        engine = await ExecuTorch.start(ExecuTorchConfig(model=file, threads=THREADS))
+        yield engine
+        await engine.aclose()
+
+
 WEIGHTS = {"openai_llama_server", "onnx_runtime", "llama_cpp", "onnx_genai", "openvino"}  # these need real weights
 CASES: dict[str, Open] = {
     "null": null,
     "replay": replay,
     "openai": openai,
     "openai_llama_server": openai_llama_server,
+    "executorch": executorch,
+    "litert": litert,
     "llama_cpp": llama_cpp,
     "onnx_genai": onnx_genai,
     "onnx_runtime": onnx_runtime,

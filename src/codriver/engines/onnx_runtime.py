@@ -35,6 +35,7 @@ from codriver.core.errors import (
 from codriver.core.messages import ChatChunk, ChatRequest, Embeddings, EmbedRequest, Tensor, TensorRequest, Tensors
 
 from .onnx_runtime_integers import in_integers
+from .tensor_fit import Spec, outputs_wanted
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
@@ -76,6 +77,7 @@ class OnnxRuntime:
         # A graph that quantises as it runs scales over its batch: the same text would differ by its company.
         self._batch = 1 if in_integers else config.batch
         self._inputs = {item.name: item for item in self._session.get_inputs()}
+        self._specs = {name: _spec(item) for name, item in self._inputs.items()}
         self._outputs = [item.name for item in self._session.get_outputs()]
         self._tokenizer = _open_tokenizer(config) if config.tokenizer is not None else None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"onnx-{config.id}")
@@ -115,19 +117,8 @@ class OnnxRuntime:
 
     async def infer(self, request: TensorRequest, deadline: Deadline) -> Tensors:
         """Run the graph. Errors: :class:`RequestError` naming the tensor, what was expected and what came."""
-        feed = {tensor.name: self._checked(tensor) for tensor in request.inputs}
-        for name in self._inputs:
-            if name not in feed:
-                raise RequestError(
-                    f"The graph '{self.card.id}' needs the input '{name}', which is missing.", param=name
-                )
-        wanted = list(request.outputs) or self._outputs
-        for name in wanted:
-            if name not in self._outputs:
-                raise RequestError(
-                    f"The graph '{self.card.id}' has no output '{name}'; it has: {', '.join(self._outputs)}.",
-                    param=name,
-                )
+        wanted = outputs_wanted(self.card.id, self._specs, self._outputs, request)
+        feed = {tensor.name: _as_array(tensor) for tensor in request.inputs}
         arrays = await self._in_thread(lambda run: self._run(wanted, feed, run), deadline)
         return Tensors(tuple(_as_tensor(name, array) for name, array in zip(wanted, arrays, strict=True)))
 
@@ -209,33 +200,6 @@ class OnnxRuntime:
             )
         return _unit(vectors[:, :dimensions])
 
-    def _checked(self, tensor: Tensor) -> NDArray[Any]:
-        """The tensor as an array of the graph's input of that name."""
-        expected = self._inputs.get(tensor.name)
-        if expected is None:
-            raise RequestError(
-                f"The graph '{self.card.id}' has no input '{tensor.name}'; it has: {', '.join(self._inputs)}.",
-                param=tensor.name,
-            )
-        dtype = _DTYPES.get(expected.type, expected.type)
-        where = f"The input '{tensor.name}' of the graph '{self.card.id}'"
-        if tensor.dtype != dtype:
-            raise RequestError(f"{where} is {dtype}; got {tensor.dtype}.", param=tensor.name)
-        shape = tuple(expected.shape)
-        fits = len(shape) == len(tensor.shape) and all(
-            (want == got if isinstance(want, int) else got >= 0) for want, got in zip(shape, tensor.shape, strict=False)
-        )
-        if not fits:
-            wanted = ", ".join(str(size) for size in shape)
-            raise RequestError(f"{where} has shape ({wanted}); got {tensor.shape}.", param=tensor.name)
-        count_bytes = int(np.prod(tensor.shape)) * np.dtype(dtype).itemsize
-        if len(tensor.data) != count_bytes:
-            raise RequestError(
-                f"{where} needs {count_bytes} bytes for shape {tensor.shape}; got {len(tensor.data)}.",
-                param=tensor.name,
-            )
-        return np.frombuffer(tensor.data, np.dtype(dtype).newbyteorder("<")).reshape(tensor.shape)
-
 
 _ORT_ERRORS = tuple(
     getattr(ort.capi.onnxruntime_pybind11_state, name)
@@ -293,6 +257,14 @@ def _open_tokenizer(config: OnnxConfig) -> Any:
     else:
         tokenizer.no_truncation()
     return tokenizer
+
+
+def _spec(item: Any) -> Spec:
+    return Spec(item.name, _DTYPES.get(item.type, item.type), tuple(item.shape))
+
+
+def _as_array(tensor: Tensor) -> NDArray[Any]:
+    return np.frombuffer(tensor.data, np.dtype(tensor.dtype).newbyteorder("<")).reshape(tensor.shape)
 
 
 def _as_tensor(name: str, array: NDArray[Any]) -> Tensor:

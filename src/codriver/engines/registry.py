@@ -8,6 +8,8 @@ ENGINES = Registry(
     "engine",
     "codriver.engines",
     {
+        "executorch": "codriver.engines.executorch:ExecuTorch",
+        "litert": "codriver.engines.litert:LiteRt",
         "llama_cpp": "codriver.engines.llama_cpp:LlamaCpp",
         "null": "codriver.engines.null:Null",
         "onnx_genai": "codriver.engines.onnx_genai:OnnxGenai",
@@ -17,6 +19,9 @@ ENGINES = Registry(
         "replay": "codriver.engines.replay:Replay",
     },
     needs={
+        # ExecuTorch's Python binding takes and gives tensors of torch.
+        "executorch": (("executorch", "torch"), "executorch"),
+        "litert": (("ai_edge_litert", "numpy"), "litert"),
         # xllamacpp comes with the package itself, except where no wheel exists for the platform.
         "llama_cpp": (("xllamacpp",), "all"),
         "onnx_genai": (("onnxruntime_genai", "tokenizers", "numpy"), "onnx"),

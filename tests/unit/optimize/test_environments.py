@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,15 +28,15 @@ def write_wheel(folder: Path, name: str, source: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of wheels as pip's only source, and a home of our own."""
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    write_wheel(wheels, "codriver_test_tool", "ANSWER = 42\n")
-    monkeypatch.setenv("CODRIVER_HOME", str(tmp_path / "home"))
+def own_index(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of wheels as pip's only source, and a home that the tests share: an environment takes seconds."""
+    wheels = tmp_path_factory.getbasetemp() / "wheels"
+    if not wheels.exists():
+        wheels.mkdir()
+        write_wheel(wheels, "codriver_test_tool", "ANSWER = 42\n")
+    monkeypatch.setenv("CODRIVER_HOME", str(wheels.with_name("home")))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    return wheels
 
 
 def quiet(line: str) -> None:
@@ -45,6 +46,7 @@ def quiet(line: str) -> None:
 def test_a_script_runs_in_an_environment_that_is_made_once(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import sys, codriver_test_tool as tool\nprint(tool.ANSWER, sys.argv[1], sys.prefix)\n")
+    shutil.rmtree(TOOL.folder(), ignore_errors=True)
     first: list[str] = []
     call(TOOL, script, ["x"], first.append)
     again: list[str] = []
@@ -87,10 +89,10 @@ def test_an_interrupt_leaves_nothing() -> None:
         if line.startswith(("Processing", "Looking", "Installing collected")):
             raise KeyboardInterrupt
 
+    other = Toolkit("interrupted", TOOL.requirements)
     with pytest.raises(KeyboardInterrupt):
-        python(TOOL, interrupt)
-    assert not TOOL.folder().exists()
-    assert python(TOOL, quiet).exists()
+        python(other, interrupt)
+    assert not other.folder().exists()
 
 
 def test_an_interpreter_whose_python_is_gone_is_made_again() -> None:
@@ -128,10 +130,10 @@ def test_a_failing_script_gives_its_last_line(tmp_path: Path) -> None:
         call(TOOL, tmp_path / "none.py", [], quiet)
 
 
-def test_two_processes_make_it_once(tmp_path: Path) -> None:
+def test_two_processes_make_it_once() -> None:
     code = (
-        "import sys\nfrom codriver.optimize.environments import Toolkit, python\n"
-        "python(Toolkit('tool', ('codriver-test-tool==1.0',)), print)\n"
+        "from codriver.optimize.environments import Toolkit, python\n"
+        "python(Toolkit('both', ('codriver-test-tool==1.0',)), print)\n"
     )
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=100)[0] for process in both]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -26,6 +26,7 @@ from rich.table import Table
 from codriver.catalogue import Store
 from codriver.core.artifact import MANIFEST, load_artifact
 from codriver.core.config import load
+from codriver.core.engine import Engine
 from codriver.core.errors import BadConfigValue, MissingExtra, MissingFile
 from codriver.core.writing import writing
 
@@ -241,12 +242,18 @@ def report(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="As elsewhere; or a folder of safetensors, for --to gguf.")],
+    model: Annotated[str, typer.Argument(help="As elsewhere; also safetensors (--to gguf), or a torch checkpoint.")],
     to: Annotated[str, typer.Option(help="The format: see docs/optimize.md.")],
     out: Annotated[Path, typer.Option(help="What is written: a folder, which must not be there yet.")],
+    scored: Annotated[list[Path] | None, typer.Option(help="Vision: a photo for the comparison with torch.")] = None,
+    calibration: Annotated[list[Path] | None, typer.Option(help="Vision: a photo of what goes into it.")] = None,
+    precision: Annotated[str, typer.Option(help="Vision: fp32 or int8.")] = "fp32",
 ) -> None:
-    """Write MODEL in another runtime's format, the whole or nothing."""
+    """Write MODEL in another runtime's format, the whole or nothing. Toolkits are fetched where one is needed."""
     _need_numpy()
+    if to in ("pte", "tflite"):
+        _export_graph(Path(model), to, out, (scored or [], calibration or [], precision))
+        return
     from codriver.optimize.export import export as write
 
     folder = Path(model)
@@ -254,6 +261,28 @@ def export(
     write(source, to, out, lambda step: typer.echo(f"{step} …", err=True))
     files = sorted(file for file in out.rglob("*") if file.is_file()) if out.is_dir() else [out]
     typer.echo(f"{out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB in {len(files)} files")
+
+
+def _export_graph(checkpoint: Path, to: str, out: Path, how: tuple[list[Path], list[Path], str]) -> None:
+    from codriver.optimize.vision.export import Exporting
+    from codriver.optimize.vision.export import export as write
+
+    scored, calibration, precision = how
+    wanted = Exporting(cast(Any, to), tuple(scored), tuple(calibration), cast(Any, precision))
+    artifact = write(checkpoint, out, wanted, _graph_engine, lambda line: typer.echo(f"· {line}", err=True))
+    typer.echo(f"{out / MANIFEST}: {artifact.bits_per_weight:.2f} bits per weight")
+    _cards([(str(out), {one.metric: one.value for one in artifact.card})])
+
+
+async def _graph_engine(file: Path, python: Path) -> Engine:
+    """The engine that loads the file, with the runtime of the toolkit that wrote it."""
+    if file.suffix == ".pte":
+        from codriver.engines.executorch import ExecuTorch, ExecuTorchConfig
+
+        return await ExecuTorch.start(ExecuTorchConfig(model=file, python=python))
+    from codriver.engines.litert import LiteRt, LiteRtConfig
+
+    return await LiteRt.start(LiteRtConfig(model=file, python=python))
 
 
 def _need_numpy() -> None:
