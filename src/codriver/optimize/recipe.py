@@ -30,7 +30,16 @@ from codriver.core.registry import Registry
 
 from .evaluate import Run
 
-PASSES = Registry("pass", "codriver.passes", {})
+PASSES = Registry(
+    "pass",
+    "codriver.passes",
+    {
+        "cross-layer-equalise": "codriver.optimize.vision.equalise:Equalise",
+        "dynamic-int8": "codriver.optimize.vision.static:DynamicInt8",
+        "fold": "codriver.optimize.vision.prepare:Fold",
+        "static-int8": "codriver.optimize.vision.static:StaticInt8",
+    },
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,6 +27,9 @@ from codriver.core.config import load
 from codriver.core.errors import BadConfigValue, MissingExtra, MissingFile
 
 from ..settings import VehicleConfig
+
+if TYPE_CHECKING:
+    from codriver.optimize.requirement import Requirement
 
 
 class _Group(typer.core.TyperGroup):
@@ -47,15 +50,23 @@ Model = Annotated[str, typer.Argument(help="A GGUF file, an artifact's folder, o
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.", min=1)]
 Windows = Annotated[int, typer.Option(help="Windows of 512 tokens that are scored.", min=1)]
 _THREADS = max(1, os.cpu_count() or 1)
+_VISION = (".onnx", ".weights")
 
 
 @app.command("run", hidden=True)
 def optimise(
     model: Model,
     require: Annotated[str, typer.Option(help="What it must reach: 'ppl<=+3%, size<=110MB, ttft_ms<=300@512'.")],
-    calibration: Annotated[Path, typer.Option(help="Text that shows what goes into the model; 50,000 words do.")],
-    scored: Annotated[Path, typer.Option(help="Another text, which the artifact is scored on.")],
     out: Annotated[Path, typer.Option(help="The artifact's folder; beside it a work folder keeps what took long.")],
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text that shows what goes into the model; 50,000 words do.")
+    ] = None,
+    scored: Annotated[Path | None, typer.Option(help="Another text, which the artifact is scored on.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="A folder of pictures, for a vision model: a third calibrates, the rest scores.")
+    ] = None,
+    look: Annotated[str, typer.Option(help="How pictures go in, as 'rgb 0..1', where the file does not say.")] = "",
+    licence: Annotated[str, typer.Option(help="The weights' licence, where a vision file does not say.")] = "",
     windows: Annotated[int, typer.Option(help="Windows of 512 tokens for calibration.", min=4)] = 32,
     judged: Windows = 20,
     recipe: Annotated[Path | None, typer.Option(help="Passes before rounding, as TOML.")] = None,
@@ -68,14 +79,44 @@ def optimise(
     from codriver.optimize.requirement import parse_requirements
 
     requirements = parse_requirements(require)
+    file = _file(model)
+    if file.suffix in _VISION:
+        _see(file, out, (requirements, recipe), (pictures, look, licence, threads))
+        return
+    if calibration is None or scored is None:
+        raise BadConfigValue("A language model needs two texts: --calibration and --scored.", param="calibration")
     if calibration.resolve() == scored.resolve():
         raise BadConfigValue("The text for calibration and the scored one are the same file.", param="scored")
     passes = NO_PASSES if recipe is None else load_recipe(recipe)
     settings = Settings(_text(calibration), _text(scored), windows, judged, threads=threads, recipe=passes)
     with _telling() as told:
-        trial = Optimisation(_file(model), out, settings, told).run(requirements)
+        trial = Optimisation(file, out, settings, told).run(requirements)
     typer.echo(f"{out / MANIFEST}: {trial.bits:.2f} bits per weight")
     _cards([(str(out), dict(trial.values))])
+
+
+def _see(
+    file: Path, out: Path, wanted: tuple[list[Requirement], Path | None], given: tuple[Path | None, str, str, int]
+) -> None:
+    """A vision model's way. ``wanted``: requirements and recipe; ``given``: pictures, look, licence, threads."""
+    for module in ("onnx", "onnxruntime", "PIL"):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtra(
+                "Vision models need onnx, onnxruntime and Pillow: pip install 'codriver[optimize,onnx]'."
+            )
+    from codriver.optimize.recipe import load_recipe
+    from codriver.optimize.vision.optimise import VisionOptimisation, VisionSettings
+    from codriver.optimize.vision.pictures import pictures_in
+
+    (requirements, recipe), (pictures, look, licence, threads) = wanted, given
+    if pictures is None:
+        raise BadConfigValue("A vision model needs a folder of pictures: --pictures FOLDER.", param="pictures")
+    passes = None if recipe is None else load_recipe(recipe)
+    settings = VisionSettings(pictures_in(pictures), look, licence, threads=threads, recipe=passes)
+    with _telling() as told:
+        trial = VisionOptimisation(file, out, settings, told).run(requirements)
+    typer.echo(f"{out / MANIFEST}: measured in {trial.runtime}")
+    _cards([(str(out), {one.metric: one.value for one in trial.card})])
 
 
 @app.command()
