@@ -155,9 +155,9 @@ class _Builder:
         net = self._layers[0]
         self._refuse_strays(net)
         self._input: Shape = (
-            self._number(net, "channels", 3, 16),
-            self._number(net, "height", 416, _LARGEST_SIDE),
-            self._number(net, "width", 416, _LARGEST_SIDE),
+            self._number(net, "channels", 1, 16, 3),
+            self._number(net, "height", 1, _LARGEST_SIDE, 416),
+            self._number(net, "width", 1, _LARGEST_SIDE, 416),
         )
         at: tuple[str, Shape] = ("images", self._input)
         kinds: dict[str, Callable[[Layer, str, Shape], tuple[str, Shape]]] = {

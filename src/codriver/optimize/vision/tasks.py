@@ -69,8 +69,8 @@ class Task:
         return corners, rows[:, 5:] * rows[:, 4:5]
 
     def noise(self, reference: Sequence[Sequence[Floats]], candidate: Sequence[Sequence[Floats]]) -> float:
-        """What rounding does to what is read of the outputs; 0 for none. For boxes the squared error of their scores over
-        the scores' energy, and how little they overlap, by squared score; otherwise as :func:`noise`.
+        """What rounding does to what is read of the outputs; 0 for none. For boxes the squared error of their scores
+        over the scores' energy, and how little they overlap, by squared score; otherwise as :func:`noise`.
         """
         if not self.finds_boxes:
             return noise(reference, candidate)
