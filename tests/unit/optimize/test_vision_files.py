@@ -1,4 +1,4 @@
-"""ONNX files that nobody vouches for, pictures that are none, and Darknet's two files: what is refused, and by what words."""
+"""ONNX files that nobody vouches for, pictures that are none, and Darknet's two files: what is refused, and how."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_file_that_refers_to_another_is_refused_wherever_that_is(tmp_path: Pat
         tensor.ClearField("raw_data")
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value=where)
-        with pytest.raises(BadModelFile, match=f"'one.w' of .* keeps its data in another file, '{where}'"):
+        with pytest.raises(BadModelFile, match=rf"'one.w' of .* keeps its data in another file, '{where}'"):
             read_onnx(saved(model, tmp_path / "outside.onnx"))
 
 

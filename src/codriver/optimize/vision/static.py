@@ -151,6 +151,7 @@ class _Plan:
         )  # fmt: skip
         logging.getLogger().setLevel(max(logging.getLogger().level, logging.WARNING))
         quantiser.quantize_model()
+        quantiser.model.topological_sort()  # it appends what it adds, and the standard wants makers before readers
         made: onnx.ModelProto = quantiser.model.model
         return made
 
