@@ -102,7 +102,7 @@ def test_an_input_that_is_no_picture_or_of_which_nothing_is_known_is_named(tmp_p
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
     with pytest.raises(BadModelFile, match=r"The input images \[1, 4, 32, 32\] of .* is no picture"):
         feed_of(model, file)
-    with pytest.raises(BadConfigValue, match="'rgb 0..2' does not say how pictures go in"):
+    with pytest.raises(BadConfigValue, match=r"'rgb 0\.\.2' does not say how pictures go in"):
         parse_look("rgb 0..2")
 
 
