@@ -14,7 +14,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from codriver.catalogue import Catalogue, Store
 from codriver.core.errors import BadModelFile, CodriverError, RequirementMissed
+from codriver.optimize.recipe import Recipe
 from codriver.optimize.requirement import parse_requirements
 from codriver.optimize.vision.onnx_file import read_model, read_onnx, write_model
 from codriver.optimize.vision.optimise import VisionOptimisation, VisionSettings
 from codriver.optimize.vision.pictures import Feed, feed_of, pictures_in, spread
 from codriver.optimize.vision.prepare import converted
 from codriver.optimize.vision.runtime import Graph, Times, interleaved, open_graph, usable
-from codriver.optimize.vision.static import runtime_default
+from codriver.optimize.vision.static import StaticInt8, runtime_default
 from codriver.optimize.vision.tasks import Boxes, Task, task_of
 
 from .drive_inputs import data_folder
@@ -40,17 +41,19 @@ _REQUIRED = "agreement>=0.95, latency<=0.66x"
 _SURE = 0.3
 # COCO's classes that are CamVid's: car, motorcycle, bus, truck; person.
 _GROUPS = (((8,), (2, 3, 5, 7)), ((9, 10), (0,)))
-_RESAMPLED = 400
+_QUICK = Recipe((("static-int8", StaticInt8(most_noise=0.1)),))
+_RESAMPLED = 200
 _NO_RIVAL = "not measured: NNCF is not in $CODRIVER_RIVALS; `make bench` installs it there"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Pictures that calibrate, that are scored, and rounds of timing."""
+    """Pictures that calibrate, that are scored, and rounds of timing; the one recipe that is tried, or all."""
 
     calibrated: int
     scored: int
     rounds: int
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -67,20 +70,21 @@ class Case:
 def run(quick: bool = False) -> Report:
     """Errors: :class:`MissingFile` without the pictures."""
     begun = datetime.now(UTC).isoformat(timespec="seconds")
-    sizes = Sizes(6, 10, 10) if quick else Sizes(16, 60, 60)
+    sizes = Sizes(6, 16, 12, _QUICK) if quick else Sizes(16, 60, 60)
     with tempfile.TemporaryDirectory(prefix="codriver-vision-") as folder:
-        rows = [row for case in _cases(quick) for row in _measure(case, Path(folder), sizes)]
+        rows = [row for case in _cases(quick, Path(folder)) for row in _measure(case, Path(folder), sizes)]
     return Report("compress-vision", machine(), begun, rows)
 
 
-def _cases(quick: bool) -> list[Case]:
+def _cases(quick: bool, folder: Path) -> list[Case]:
     """YOLOv4-tiny, from the catalogue; YOLOX-Nano, beside the recorded data, where not ``quick``."""
     vision = data_folder() / "vision"
     pictures = pictures_in(vision / "camvid" / "test")
     cut = 2 * len(pictures) // 5
     store, files = Store(), Catalogue.load()
-    store.path(files.entry("yolov4-tiny-cfg"))  # beside the weights, where their reader looks for it
-    weights = store.path(files.entry("yolov4-tiny"))
+    weights = folder / "yolov4-tiny.weights"
+    weights.symlink_to(store.path(files.entry("yolov4-tiny")))
+    weights.with_suffix(".cfg").symlink_to(store.path(files.entry("yolov4-tiny-cfg")))
     cases = [Case("YOLOv4-tiny 416", weights, "rgb 0..1", pictures[:cut], pictures[cut + 10 :])]
     nano = vision / "yolox_nano" / "yolox_nano.onnx"
     if nano.is_file() and not quick:
@@ -119,7 +123,8 @@ def _measure(case: Case, folder: Path, sizes: Sizes) -> list[Row]:
 
 def _ours(case: Case, out: Path, sizes: Sizes) -> Path | str:
     """The product's own way, which sees the pictures for making alone; the nearest where it misses."""
-    settings = VisionSettings(case.making, case.look, "", sizes.calibrated, sizes.scored, rounds=sizes.rounds)
+    settings = VisionSettings(case.making, case.look, "", sizes.calibrated, sizes.scored, 1, sizes.rounds)
+    settings = replace(settings, recipe=sizes.recipe)
     try:
         way = VisionOptimisation(case.file, out, settings, lambda step: lambda done, of: None)
         way.run(parse_requirements(_REQUIRED))

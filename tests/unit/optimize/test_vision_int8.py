@@ -163,7 +163,7 @@ def test_an_artifact_meets_its_requirement_and_says_how_it_was_measured(tmp_path
     assert card["latency_ms"].n == 6 and card["latency_ms"].low is not None and "threads" in card["latency_ms"].note
     assert card["size"].value == (out / "model.onnx").stat().st_size
     assert artifact.lineage[0] == f"sha256:{sha256_of(source)}"
-    assert [line.split(":")[0] for line in artifact.lineage[1:3]] == ["fold", "static-int8"]
+    assert [line.split(":")[0] for line in artifact.lineage[1:4]] == ["fold", "cross-layer-equalise", "static-int8"]
     assert artifact.licence == "not stated by the source"
 
 

@@ -80,6 +80,8 @@ def optimise(
 
     requirements = parse_requirements(require)
     file = _file(model)
+    if file.suffix == ".weights" and not Path(model).exists():
+        file = _with_layers(model, file, out)
     if file.suffix in _VISION:
         _see(file, out, (requirements, recipe), (pictures, look, licence, threads))
         return
@@ -93,6 +95,17 @@ def optimise(
         trial = Optimisation(file, out, settings, told).run(requirements)
     typer.echo(f"{out / MANIFEST}: {trial.bits:.2f} bits per weight")
     _cards([(str(out), dict(trial.values))])
+
+
+def _with_layers(model: str, weights: Path, out: Path) -> Path:
+    """The catalogue's Darknet weights, linked beside their ``.cfg``, which is an entry of its own: ``NAME-cfg``."""
+    work = out.with_name(out.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    for file in (weights, _file(f"{model}-cfg")):
+        link = work / file.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(file.resolve())
+    return work / weights.name
 
 
 def _see(

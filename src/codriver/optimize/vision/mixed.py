@@ -19,7 +19,7 @@ from .graph import Wiring, outputs_of
 from .tasks import Task
 
 Floats = NDArray[np.float32]
-_RUNS = 12
+_RUNS = 8
 
 
 @dataclass(frozen=True)

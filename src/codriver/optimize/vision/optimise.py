@@ -1,10 +1,10 @@
 """One vision graph, one requirement: try ways to make it int8, measure each file in the runtimes, keep the best.
 
 The way: the file becomes a folded graph of 32-bit floats, which is the reference; candidates are recipes of the
-passes here, cheap ones first; each candidate is a file, scored on pictures that it was not calibrated on, for how far it
-agrees with the reference, and timed in turn with the reference, in every runtime that is installed. The first that
-meets the requirement is kept, for the runtime where it is fastest; where nothing does, the nearest. Limits: one input of
-pictures; agreement is not accuracy (``tasks``).
+passes here, cheap ones first; each candidate is a file, scored on pictures that it was not calibrated on, for how far
+it agrees with the reference, and timed in turn with the reference, in every runtime that is installed. The first that
+meets the requirement is kept, for the runtime where it is fastest; where nothing does, the nearest. Limits: one input
+of pictures; agreement is not accuracy (``tasks``).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..evaluate import Run
 from ..optimise import Told
 from ..recipe import Pass, Recipe, Workshop
 from ..requirement import Requirement
+from .equalise import Equalise
 from .graph import outputs_of
 from .onnx_file import read_model, read_onnx, refuse_unusable, write_model
 from .pictures import feed_of, spread
@@ -73,12 +74,9 @@ class VisionTrial:
 def candidates(look: str) -> list[Recipe]:
     """From the plainest to the most careful. What stays float is chosen where a bound on the noise is named."""
     static = StaticInt8(look=look)
-    ways: list[tuple[tuple[str, Pass], ...]] = [
-        (("static-int8", static),),
-        (("static-int8", replace(static, weights="u8")),),
-        (("static-int8", replace(static, most_noise=_QUIET)),),
-    ]
-    return [Recipe(passes) for passes in ways]
+    ways = [static, replace(static, weights="u8"), replace(static, most_noise=_QUIET)]
+    even: tuple[str, Pass] = ("cross-layer-equalise", Equalise())
+    return [Recipe((even, ("static-int8", way))) for way in ways]
 
 
 def parts(pictures: Sequence[Path], calibrated: int, scored: int) -> tuple[list[Path], list[Path]]:
