@@ -46,7 +46,9 @@ app = typer.Typer(
     no_args_is_help=True,
     cls=_Group,
 )
-Model = Annotated[str, typer.Argument(help="A GGUF file, an artifact's folder, or a name in the catalogue.")]
+Model = Annotated[
+    str, typer.Argument(help="A GGUF or ONNX file, Darknet weights, an artifact's folder, or a name in the catalogue.")
+]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.", min=1)]
 Windows = Annotated[int, typer.Option(help="Windows of 512 tokens that are scored.", min=1)]
 _THREADS = max(1, os.cpu_count() or 1)
@@ -223,7 +225,9 @@ def compare(
     told = []
     for model in models:
         file = _file(model)
-        values = {"size": float(file.stat().st_size), "bits": look(file).bits}
+        values = {"size": float(file.stat().st_size)}
+        if file.suffix not in _VISION:
+            values["bits"] = look(file).bits
         if Path(model).is_dir():
             values |= {one.metric: one.value for one in load_artifact(Path(model)).card}
         told.append((model, values))
