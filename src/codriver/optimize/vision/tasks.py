@@ -9,7 +9,8 @@ loses by it. Sources: Lin et al. 2014 (COCO); Ge et al. 2021 (YOLOX), whose deco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,15 +89,24 @@ class Task:
 
     def agreement(self, reference: Sequence[Sequence[Floats]], candidate: Sequence[Sequence[Floats]]) -> float:
         """From 0 to 1, over pictures: each item holds one picture's outputs."""
-        if self.finds_boxes:
-            truth = [self.boxes(outputs).sure() for outputs in reference]
-            return average_precision([self.boxes(outputs) for outputs in candidate], truth)
+        return self.agreements(reference, candidate)(np.arange(len(reference)))
+
+    def agreements(
+        self, reference: Sequence[Sequence[Floats]], candidate: Sequence[Sequence[Floats]]
+    ) -> Callable[[NDArray[np.int64]], float]:
+        """The agreement over some of the pictures, by number: what is read of each is worked out once."""
         pairs = list(zip(reference, candidate, strict=True))
+        if self.finds_boxes:
+            held = [matched(self.boxes(two), self.boxes(one).sure()) for one, two in pairs]
+            return lambda at: _precision([held[i] for i in at])
         if self.kind == "pixels":
-            return float(np.mean([_mean_iou(a, b) for one, two in pairs for a, b in zip(one, two, strict=True)]))
-        if self.kind == "classes":
-            return float(np.mean([one[0].argmax() == two[0].argmax() for one, two in pairs]))
-        return max(0.0, 1 - noise(reference, candidate))
+            each = [np.mean([_mean_iou(a, b) for a, b in zip(one, two, strict=True)]) for one, two in pairs]
+        elif self.kind == "classes":
+            each = [np.float64(one[0].argmax() == two[0].argmax()) for one, two in pairs]
+        else:
+            each = [np.float64(max(0.0, 1 - noise([one], [two]))) for one, two in pairs]
+        values = np.array(each)
+        return lambda at: float(values[at].mean())
 
 
 def task_of(model: onnx.ModelProto, height: int, width: int) -> Task:
@@ -160,35 +170,61 @@ def _overlap_by_row(one: Floats, two: Floats) -> Floats:
     return np.asarray(shared / np.maximum(union, 1e-9), np.float32)
 
 
+@dataclass(frozen=True)
+class Matches:
+    """A picture's boxes: ``scores``, ``classes`` (n), ``hits`` (n, thresholds), and how many of a class there are."""
+
+    scores: Floats
+    classes: NDArray[np.int64]
+    hits: NDArray[np.bool_]
+    wanted: dict[int, int]
+
+
+def matched(found: Boxes, truth: Boxes, thresholds: Sequence[float] = THRESHOLDS) -> Matches:
+    """Each found box takes the free right one of its class that it overlaps most, the best score first."""
+    hits = np.zeros((len(found.scores), len(thresholds)), bool)
+    overlaps = overlap(found.corners, truth.corners)
+    overlaps[found.classes[:, None] != truth.classes[None]] = -1
+    order = np.argsort(-found.scores, kind="stable")
+    for column, threshold in enumerate(thresholds):
+        free = np.ones(len(truth.scores), bool)
+        for at in order if free.size else ():
+            best = int(np.where(free, overlaps[at], -1).argmax())
+            if free[best] and overlaps[at, best] >= threshold:
+                free[best], hits[at, column] = False, True
+    kinds, counts = np.unique(truth.classes, return_counts=True)
+    wanted = dict(zip(kinds.tolist(), counts.tolist(), strict=True))
+    return Matches(found.scores, found.classes, hits, wanted)
+
+
 def average_precision(
     found: Sequence[Boxes], truth: Sequence[Boxes], thresholds: Sequence[float] = THRESHOLDS
 ) -> float:
     """COCO's, with 101 points of recall, over the classes that ``truth`` holds; NaN where it holds none."""
-    classes = sorted({int(one) for boxes in truth for one in boxes.classes})
-    scores = [_class_precision(found, truth, one, threshold) for one in classes for threshold in thresholds]
-    return float(np.mean(scores)) if scores else float("nan")
+    return _precision([matched(one, two, thresholds) for one, two in zip(found, truth, strict=True)])
 
 
-def _class_precision(found: Sequence[Boxes], truth: Sequence[Boxes], kind: int, threshold: float) -> float:
-    ranked: list[tuple[float, bool]] = []
-    wanted = 0
-    for boxes, right in zip(found, truth, strict=True):
-        mine, its = boxes.only(boxes.classes == kind), right.only(right.classes == kind)
-        wanted += len(its.scores)
-        overlaps, taken = overlap(mine.corners, its.corners), np.zeros(len(its.scores), bool)
-        for at in np.argsort(-mine.scores, kind="stable"):
-            free = np.where(taken, -1.0, overlaps[at])
-            best = int(free.argmax()) if free.size else -1
-            hit = best >= 0 and free[best] >= threshold
-            if hit:
-                taken[best] = True
-            ranked.append((float(mine.scores[at]), bool(hit)))
-    if not ranked:
+def _precision(held: Sequence[Matches]) -> float:
+    scores, classes = np.concatenate([one.scores for one in held]), np.concatenate([one.classes for one in held])
+    hits = np.concatenate([one.hits for one in held])
+    wanted: Counter[int] = Counter()
+    for one in held:
+        wanted.update(one.wanted)
+    values = []
+    for kind, count in wanted.items():
+        mine = np.flatnonzero(classes == kind)
+        ranked = hits[mine[np.argsort(-scores[mine], kind="stable")]]
+        values += [_under_curve(ranked[:, column], count) for column in range(hits.shape[1])]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _under_curve(hits: NDArray[np.bool_], wanted: int) -> float:
+    """Precision at 101 recalls, each the best at that recall or beyond."""
+    if not hits.size:
         return 0.0
-    hits = np.array([hit for _, hit in sorted(ranked, key=lambda one: -one[0])])
-    recall = hits.cumsum() / wanted
-    precision = np.maximum.accumulate((hits.cumsum() / np.arange(1, len(hits) + 1))[::-1])[::-1]
-    at = np.searchsorted(recall, _RECALLS - 1e-9)
+    right = hits.cumsum()
+    precision = np.maximum.accumulate((right / np.arange(1, len(hits) + 1))[::-1])[::-1]
+    at = np.searchsorted(right / wanted, _RECALLS - 1e-9)
     return float(np.where(at < len(precision), precision[np.minimum(at, len(precision) - 1)], 0.0).mean())
 
 
