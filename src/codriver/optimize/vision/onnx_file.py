@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from .darknet import read_darknet
 LARGEST_FILE_BYTES = 1 << 30
 LARGEST_TENSOR_BYTES = 1 << 29
 _MOST_DIMENSIONS = 8
-_TRIAL_BYTES, _TRIAL_S = 8 << 30, 60
+_TRIAL_S = 60
 
 
 def read_model(file: Path) -> onnx.ModelProto:
@@ -81,20 +80,13 @@ def refuse_unusable(file: Path) -> None:
     """Run the graph once, on zeros, in a process of its own. Errors: :class:`BadModelFile` with what it said."""
     command = [sys.executable, "-m", "codriver.optimize.vision.trial", str(file)]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TRIAL_S, check=False, preexec_fn=_bounded
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TRIAL_S, check=False)
     except subprocess.TimeoutExpired:
         raise BadModelFile(f"The graph {file} did not run within {_TRIAL_S} seconds.") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         why = lines[-1][:300] if lines and done.returncode > 0 else f"its process ended with {done.returncode}"
         raise BadModelFile(f"The graph {file} does not run: {why}")
-
-
-def _bounded() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (_TRIAL_BYTES, _TRIAL_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

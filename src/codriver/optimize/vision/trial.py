@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from pathlib import Path
 
@@ -11,8 +12,12 @@ from codriver.core.errors import CodriverError
 
 from .runtime import OrtGraph
 
+_MOST_BYTES = 8 << 30
+
 
 def main(file: Path) -> int:
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         graph = OrtGraph(file, 1)
         graph.run(np.zeros(graph.shape, np.float32))
