@@ -21,6 +21,8 @@ ENTRIES = {
     "qwen.gguf": "qwen2.5-coder-1.5b-instruct-q4_k_m",
     "minilm.onnx": "all-minilm-l6-v2-int8",
     "minilm-tokenizer.json": "all-minilm-l6-v2-tokenizer",
+    "yolov4-tiny.weights": "yolov4-tiny",
+    "yolov4-tiny.cfg": "yolov4-tiny-cfg",
 }
 LARGEST_PULL_BYTES = 200 << 20
 PULL_LIMIT_S = 900

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from codriver.core.errors import BadConfigValue, UnknownConfigKey
 
-Kind = Literal["llm", "embedding", "data", "mmproj"]
+Kind = Literal["llm", "embedding", "data", "mmproj", "vision"]
 Scheme = Literal["pypi", "hf", "url", "file"]
 
 KINDS: tuple[str, ...] = get_args(Kind)

@@ -37,7 +37,10 @@ PASSES = Registry(
     "codriver.passes",
     {
         "awq": f"{_HERE}.awq:Awq",
+        "cross-layer-equalise": "codriver.optimize.vision.equalise:Equalise",
         "distil": f"{_HERE}.distil:Distil",
+        "dynamic-int8": "codriver.optimize.vision.static:DynamicInt8",
+        "fold": "codriver.optimize.vision.prepare:Fold",
         "fp8": f"{_HERE}.fp8:Fp8",
         "lora-recover": f"{_HERE}.lora_recover:LoraRecover",
         "nearest": f"{_HERE}.nearest:Nearest",
@@ -48,6 +51,7 @@ PASSES = Registry(
         "rotate": f"{_HERE}.rotate:Rotate",
         "smooth": f"{_HERE}.smooth:Smooth",
         "sparsify": f"{_HERE}.sparsify:Sparsify",
+        "static-int8": "codriver.optimize.vision.static:StaticInt8",
     },
     needs={name: (("torch",), "optimize-torch") for name in _TRAINING},
 )

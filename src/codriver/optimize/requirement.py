@@ -1,8 +1,8 @@
 """What an artifact must reach, in a line: ``ppl<=+3%, size<=110MB, ttft_ms<=300@512``.
 
-A requirement is a metric, ``<=`` or ``>=``, a number with a unit where the metric has one, ``+N%`` where it counts
-against the reference, and ``@N`` where it is of a prompt of N tokens. Sizes: kB, MB, GB are powers of 1000, KiB, MiB,
-GiB of 1024.
+A requirement is a metric, ``<=`` or ``>=``, a number with a unit where the metric has one, ``+N%`` or ``Nx`` where it
+counts against the reference, and ``@N`` where it is of a prompt of N tokens. Sizes: kB, MB, GB are powers of 1000,
+KiB, MiB, GiB of 1024.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from codriver.core.errors import BadConfigValue
 
-_PART = re.compile(r"\s*([a-z_0-9]+?)\s*(<=|>=)\s*(\+?)([0-9]*\.?[0-9]+)\s*(%|[KMG]i?B|kB|B)?\s*(?:@\s*([0-9]+))?\s*")
+_PART = re.compile(r"\s*([a-z_0-9]+?)\s*(<=|>=)\s*(\+?)([0-9]*\.?[0-9]+)\s*(%|x|[KMG]i?B|kB|B)?\s*(?:@\s*([0-9]+))?\s*")
 _UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # Metric → the direction that makes sense, and what it is.
 METRICS: dict[str, tuple[str, str]] = {
@@ -25,6 +25,9 @@ METRICS: dict[str, tuple[str, str]] = {
     "ttft_ms": ("<=", "time to the first token of a prompt, as in 300@512"),
     "decode_tps": (">=", "tokens a second while writing"),
     "rss": ("<=", "memory of the process that has it loaded"),
+    "agreement": (">=", "how far a vision model agrees with the reference, from 0 to 1"),
+    "latency": ("<=", "median time of a picture over the reference's, as in 0.66x"),
+    "latency_ms": ("<=", "median time of a picture"),
 }
 _BYTES = ("size", "rss")
 
@@ -56,7 +59,8 @@ class Requirement:
         return value <= bound if self.at_most else value >= bound
 
     def __str__(self) -> str:
-        number = f"+{100 * self.limit:g}%" if self.relative else f"{self.limit:g}"
+        share = f"{1 + self.limit:g}x" if self.metric == "latency" else f"+{100 * self.limit:g}%"
+        number = share if self.relative else f"{self.limit:g}"
         return f"{self.metric}{'<=' if self.at_most else '>='}{number}{f'@{self.tokens}' if self.tokens else ''}"
 
 
@@ -78,6 +82,10 @@ def _parse(part: str) -> Requirement:
         if not plus and sense == "<=":
             raise _bad(part, f"write {metric}<=+{number}% for a share over the reference")
         return Requirement(metric, sense == "<=", float(number) / 100, relative=True)
+    if (unit == "x") != (metric == "latency"):
+        raise _bad(part, "a multiple of the reference's value (0.66x) belongs to latency, and to it alone")
+    if unit == "x":
+        return Requirement(metric, sense == "<=", float(number) - 1, relative=True)
     if plus:
         raise _bad(part, "only a share in percent counts against the reference")
     if (unit is not None) != (metric in _BYTES):

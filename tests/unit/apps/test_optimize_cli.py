@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 
 from codriver.apps.cli.main import app
 from codriver.core.artifact import save_artifact
-from codriver.core.errors import BadConfigValue, BadModelFile, MissingFile
+from codriver.core.errors import BadConfigValue, BadModelFile, MissingFile, RequirementMissed
 from tests.unit.core.test_artifact import made
 from tests.unit.engines.gguf_files import write_gguf
+from tests.unit.optimize.vision_graphs import classifier, pictures, saved
 
 RUN = CliRunner()
 
@@ -108,3 +109,23 @@ def test_artifacts_stand_side_by_side(tmp_path: Path, file: Path) -> None:
     lines = {line.split()[0]: line.split()[1:] for line in told.output.splitlines() if line.strip()}
     assert lines["kl"] == ["0.05", "–"]
     assert lines["size"][0] == lines["size"][1]
+
+
+def test_a_vision_file_goes_its_own_way(tmp_path: Path) -> None:
+    """By the same verb: what is missing is said, what is not met ends with 3, and artifacts are compared."""
+    file, out = saved(classifier(), tmp_path / "net.onnx"), tmp_path / "out"
+    asked = ["optimize", str(file), "--out", str(out), "--threads", "1", "--require"]
+    told = RUN.invoke(app, [*asked, "agreement>=0.1"])
+    assert isinstance(told.exception, BadConfigValue)
+    assert str(told.exception) == "A vision model needs a folder of pictures: --pictures FOLDER."
+    folder = str(pictures(tmp_path / "p")[0].parent)
+    told = RUN.invoke(app, [*asked, "agreement>=0.1", "--pictures", folder, "--licence", "MIT"])
+    assert told.exit_code == 0, told.output
+    assert "measured in " in told.output and "latency_ratio" in told.output
+    assert json.loads((out / "artifact.json").read_text())["licence"] == "MIT"
+    compared = RUN.invoke(app, ["optimize", "compare", str(out), str(file)])
+    assert compared.exit_code == 0 and "agreement" in compared.output, compared.output
+    again = [*asked[:3], str(tmp_path / "other"), *asked[4:]]
+    told = RUN.invoke(app, [*again, "size<=1B", "--pictures", folder])
+    assert isinstance(told.exception, RequirementMissed) and told.exception.exit_code == 3
+    assert (tmp_path / "other" / "artifact.json").exists()

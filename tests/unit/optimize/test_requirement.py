@@ -19,6 +19,12 @@ def test_a_line_is_read() -> None:
     assert found[2].key == "ttft_ms@512"
 
 
+def test_a_multiple_counts_against_the_reference() -> None:
+    agreement, latency = parse_requirements("agreement>=0.99, latency<=0.66x")
+    assert agreement == Requirement("agreement", False, 0.99) and str(latency) == "latency<=0.66x"
+    assert latency.met(6.6, {"latency": 10.0}) and not latency.met(6.7, {"latency": 10.0})
+
+
 @pytest.mark.parametrize(("value", "met"), [(20.6, True), (20.61, False)])
 def test_a_share_counts_against_the_reference(value: float, met: bool) -> None:
     assert parse_requirements("ppl<=+3%")[0].met(value, {"ppl": 20.0}) is met
@@ -36,6 +42,8 @@ def test_at_least_and_absolute() -> None:
     [
         ("ppl", "'ppl' is not valid: write a metric, <= or >=, and a number"),
         ("size<=", "write a metric"),
+        ("latency<=0.66", r"a multiple of the reference's value \(0\.66x\) belongs to latency"),
+        ("ppl<=2x", "belongs to latency, and to it alone"),
         ("speed>=3", "there is no metric 'speed'; known: ppl, kl,"),
         ("ppl>=3", r"'ppl' \(perplexity\) takes <="),
         ("ppl<=3%", r"write ppl<=\+3% for a share over the reference"),

@@ -15,6 +15,7 @@ BENCHES = Registry(
     "codriver.benches",
     {
         "collaborate": "codriver.bench.collaborate:run",
+        "compress-vision": "codriver.bench.compress_vision:run",
         "condense": "codriver.bench.condense:run",
         "drive": "codriver.bench.drive:run",
         "engine": "codriver.bench.engine:run",

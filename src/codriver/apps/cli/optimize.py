@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -32,6 +32,9 @@ from codriver.core.writing import writing
 
 from ..settings import VehicleConfig
 
+if TYPE_CHECKING:
+    from codriver.optimize.requirement import Requirement
+
 
 class _Group(typer.core.TyperGroup):
     """A group whose command ``run`` needs no name: ``codriver optimize MODEL``."""
@@ -47,20 +50,30 @@ app = typer.Typer(
     no_args_is_help=True,
     cls=_Group,
 )
-Model = Annotated[str, typer.Argument(help="A GGUF file, an artifact's folder, or a name in the catalogue.")]
+Model = Annotated[
+    str, typer.Argument(help="A GGUF or ONNX file, Darknet weights, an artifact's folder, or a name in the catalogue.")
+]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.", min=1)]
 Windows = Annotated[int, typer.Option(help="Windows of 512 tokens that are scored.", min=1)]
 _THREADS = max(1, os.cpu_count() or 1)
 _TEXT_BYTES = 1 << 30
+_VISION = (".onnx", ".weights")
 
 
 @app.command("run", hidden=True)
 def optimise(
     model: Model,
     require: Annotated[str, typer.Option(help="What it must reach: 'ppl<=+3%, size<=110MB, ttft_ms<=300@512'.")],
-    calibration: Annotated[Path, typer.Option(help="Text that shows what goes into the model; 50,000 words do.")],
-    scored: Annotated[Path, typer.Option(help="Another text, which the artifact is scored on.")],
     out: Annotated[Path, typer.Option(help="The artifact's folder; beside it a work folder keeps what took long.")],
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text that shows what goes into the model; 50,000 words do.")
+    ] = None,
+    scored: Annotated[Path | None, typer.Option(help="Another text, which the artifact is scored on.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="A folder of pictures, for a vision model: a third calibrates, the rest scores.")
+    ] = None,
+    look: Annotated[str, typer.Option(help="How pictures go in, as 'rgb 0..1', where the file does not say.")] = "",
+    licence: Annotated[str, typer.Option(help="The weights' licence, where a vision file does not say.")] = "",
     windows: Annotated[int, typer.Option(help="Windows of 512 tokens for calibration.", min=4)] = 32,
     judged: Windows = 20,
     recipe: Annotated[
@@ -84,13 +97,14 @@ def optimise(
     from codriver.optimize.task import Settings
 
     requirements = parse_requirements(require)
-    if calibration.exists() and scored.exists() and calibration.samefile(scored):  # by a link as well
-        raise BadConfigValue("The text for calibration and the scored one are the same file.", param="scored")
-    read, judged_by = _text(calibration), _text(scored)
-    if judged_by.strip() and judged_by.strip() in read:
-        told_both = f"The scored text {scored} is a part of the text for calibration {calibration}, or the same."
-        raise BadConfigValue(told_both, param="scored")
-    recipes = {file.stem: load_recipe(file) for file in recipe or ()}
+    file = _file(model)
+    if file.suffix == ".weights" and not Path(model).exists():
+        file = _with_layers(model, file, out)
+    if file.suffix in _VISION:
+        _see(file, out, (requirements, recipe or []), (pictures, look, licence, threads))
+        return
+    read, judged_by = _two_texts(calibration, scored)
+    recipes = {one.stem: load_recipe(one) for one in recipe or ()}
     if len(recipes) > 1 and search is None:
         raise BadConfigValue("Several recipes are for a search: give --search MINUTES.", param="recipe")
     passes = next(iter(recipes.values()), NO_PASSES)
@@ -98,13 +112,63 @@ def optimise(
     settings = Settings(read, judged_by, windows, judged, threads=threads, recipe=passes)
     settings = replace(settings, target=target, timing=timing)
     with _telling() as told, writing(out):
-        optimisation = Optimisation(_file(model), out, settings, told)
+        optimisation = Optimisation(file, out, settings, told)
         if search is None:
             trial = optimisation.run(requirements)
         else:
             trial = Search(optimisation, {"none": NO_PASSES, **recipes}, 60 * search).run(requirements)
     typer.echo(f"{out / MANIFEST}: {trial.bits:.2f} bits per weight")
     _cards([(str(out), dict(trial.values))])
+
+
+def _two_texts(calibration: Path | None, scored: Path | None) -> tuple[str, str]:
+    """Errors: :class:`BadConfigValue` where one is missing, or one holds the other."""
+    if calibration is None or scored is None:
+        raise BadConfigValue("A language model needs two texts: --calibration and --scored.", param="calibration")
+    if calibration.exists() and scored.exists() and calibration.samefile(scored):  # by a link as well
+        raise BadConfigValue("The text for calibration and the scored one are the same file.", param="scored")
+    read, judged_by = _text(calibration), _text(scored)
+    if judged_by.strip() and judged_by.strip() in read:
+        told = f"The scored text {scored} is a part of the text for calibration {calibration}, or the same."
+        raise BadConfigValue(told, param="scored")
+    return read, judged_by
+
+
+def _with_layers(model: str, weights: Path, out: Path) -> Path:
+    """The catalogue's Darknet weights, linked beside their ``.cfg``, which is an entry of its own: ``NAME-cfg``."""
+    work = out.with_name(out.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    for file in (weights, _file(f"{model}-cfg")):
+        link = work / file.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(file.resolve())
+    return work / weights.name
+
+
+def _see(
+    file: Path, out: Path, wanted: tuple[list[Requirement], list[Path]], given: tuple[Path | None, str, str, int]
+) -> None:
+    """A vision model's way. ``wanted``: requirements and recipes; ``given``: pictures, look, licence, threads."""
+    for module in ("onnx", "onnxruntime", "PIL"):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtra(
+                "Vision models need onnx, onnxruntime and Pillow: pip install 'codriver[optimize,onnx]'."
+            )
+    from codriver.optimize.recipe import load_recipe
+    from codriver.optimize.vision.optimise import VisionOptimisation, VisionSettings
+    from codriver.optimize.vision.pictures import pictures_in
+
+    (requirements, recipes), (pictures, look, licence, threads) = wanted, given
+    if len(recipes) > 1:
+        raise BadConfigValue("A vision model takes one recipe.", param="recipe")
+    if pictures is None:
+        raise BadConfigValue("A vision model needs a folder of pictures: --pictures FOLDER.", param="pictures")
+    passes = load_recipe(recipes[0]) if recipes else None
+    settings = VisionSettings(pictures_in(pictures), look, licence, threads=threads, recipe=passes)
+    with _telling() as told:
+        trial = VisionOptimisation(file, out, settings, told).run(requirements)
+    typer.echo(f"{out / MANIFEST}: measured in {trial.runtime}")
+    _cards([(str(out), {one.metric: one.value for one in trial.card})])
 
 
 @app.command()
@@ -221,7 +285,9 @@ def compare(
     told = []
     for model in models:
         file = _file(model)
-        values = {"size": float(file.stat().st_size), "bits": look(file).bits}
+        values = {"size": float(file.stat().st_size)}
+        if file.suffix not in _VISION:
+            values["bits"] = look(file).bits
         if Path(model).is_dir():
             values |= {one.metric: one.value for one in load_artifact(Path(model)).card}
         told.append((model, values))
