@@ -19,6 +19,7 @@ from codriver.optimize.host import KINDS, HostFigures, Spread, keep, kept, measu
 from codriver.optimize.matmul import Shape, product
 from codriver.optimize.predict import Calibration, Fitted, Timed, fit, here, layout_of, leave_one_out, predict
 from codriver.optimize.requirement import parse_requirements
+from codriver.optimize.rounding import GUESSED
 from codriver.optimize.sustain import sustain
 from codriver.optimize.target import find_target, read_target
 
@@ -64,6 +65,7 @@ def test_variants_hold_what_their_names_say(four: list[Path]) -> None:
     kinds = [{tensor.type for tensor in GgufFile(file) if len(tensor.shape) == 2} for file in four[1:]]
     assert kinds[0] == {"Q8_0"} and kinds[1] == {"Q4_0"}
     assert kinds[2] == {"Q6_K", "Q8_0"}, "rows of 576 are no whole blocks of 256"
+    assert all(GgufFile(file).header.metadata["general.file_type"] == GUESSED for file in four[1:]), "no name fits them"
     written = four[1].stat().st_mtime_ns
     variants(four[0], four[1].parent)
     assert four[1].stat().st_mtime_ns == written, "made once"
