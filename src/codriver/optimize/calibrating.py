@@ -26,6 +26,7 @@ from .latency import peak_bytes
 from .llama_runtime import LlamaModel
 from .matmul import busy_s
 from .predict import LEAST_FILES, Calibration, Timed, fit, here, layout_of, leave_one_out
+from .rounding import GUESSED
 from .saving import save
 from .target import home
 
@@ -79,7 +80,9 @@ def variants(source: Path, folder: Path, kinds: Sequence[str] = VARIANTS) -> lis
         for tensor in file:
             if len(tensor.shape) == 2 and fits("Q4_0", tensor):
                 chosen[tensor.name] = kind if fits(kind, tensor) else _FALLBACK[kind]
-        changes = Changes({name: to for name, to in chosen.items() if to != file[name].type})
+        changes = Changes(
+            {name: to for name, to in chosen.items() if to != file[name].type}, {"general.file_type": GUESSED}
+        )
         rewrite(file, target, changes, lambda tensor, to=chosen: quantise(to[tensor.name], file.weights(tensor)))  # type: ignore[misc]
     return made
 

@@ -10,15 +10,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from codriver.core.errors import BadConfigValue, MissingFile
+from codriver.core.errors import BadConfigValue, BadModelFile, MissingFile
 from codriver.optimize import predict as predicting
 from codriver.optimize.calibrating import calibrate, timed_here, variants
 from codriver.optimize.ggml import dequantise, quantise
 from codriver.optimize.gguf_file import GgufFile
-from codriver.optimize.host import HostFigures, Spread, keep, profile
+from codriver.optimize.host import KINDS, HostFigures, Spread, keep, kept, measure, profile
 from codriver.optimize.matmul import Shape, product
 from codriver.optimize.predict import Calibration, Fitted, Timed, fit, here, layout_of, leave_one_out, predict
 from codriver.optimize.requirement import parse_requirements
+from codriver.optimize.rounding import GUESSED
+from codriver.optimize.sustain import sustain
 from codriver.optimize.target import find_target, read_target
 
 
@@ -63,6 +65,7 @@ def test_variants_hold_what_their_names_say(four: list[Path]) -> None:
     kinds = [{tensor.type for tensor in GgufFile(file) if len(tensor.shape) == 2} for file in four[1:]]
     assert kinds[0] == {"Q8_0"} and kinds[1] == {"Q4_0"}
     assert kinds[2] == {"Q6_K", "Q8_0"}, "rows of 576 are no whole blocks of 256"
+    assert all(GgufFile(file).header.metadata["general.file_type"] == GUESSED for file in four[1:]), "no name fits them"
     written = four[1].stat().st_mtime_ns
     variants(four[0], four[1].parent)
     assert four[1].stat().st_mtime_ns == written, "made once"
@@ -142,3 +145,24 @@ def test_a_real_file_is_measured_in_a_process_of_its_own(short_model: Path, mode
     assert found.layout == layout_of(short_model)
     assert 0 < found.token_s < found.prompts["64"] < found.prompts["256"]
     assert found.memory_bytes > short_model.stat().st_size
+
+
+@pytest.mark.slow
+def test_this_machine_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODRIVER_HOME", str(tmp_path))
+    found = measure(1, 3)
+    assert kept() == found and find_target("host").memory.bandwidth_gbps > 0.1
+    assert set(found.one) == set(found.many) == set(KINDS)
+    every = [*found.bandwidth.values(), *found.one.values(), *found.many.values()]
+    assert all(0 < spread.low <= spread.median <= spread.high and spread.n == 3 for spread in every)
+
+
+@pytest.mark.slow
+def test_a_load_is_sustained_in_a_process_of_its_own(short_model: Path) -> None:
+    found = sustain(short_model, 1, 5, 16)
+    assert len(found.runs) == 5 and found.prompt_tokens == 16
+    began = [run.began_s for run in found.runs]
+    assert began == sorted(began) and all(run.ttft_ms > 0 and run.decode_tps > 0 for run in found.runs)
+    assert found.drift("ttft_ms").low <= found.drift("ttft_ms").percent <= found.drift("ttft_ms").high
+    with pytest.raises(BadModelFile, match=r"nowhere\.gguf could not be measured"):
+        sustain(Path("nowhere.gguf"), 1, 4, 16)
