@@ -84,7 +84,7 @@ console:
 lock:
 	test -x $(LOCKER)/bin/python || $(PYTHON) -m venv $(LOCKER)
 	$(LOCKER)/bin/python -m pip install $(PIP_FLAGS) uv==$(UV_VERSION)
-	$(COMPILE) $(ARGS) --extra openvino --extra onnx --extra bench --extra otel --extra dev \
+	$(COMPILE) $(ARGS) --extra openvino --extra onnx --extra bench --extra otel --extra optimize --extra litert --extra dev \
 		-o requirements/dev.lock pyproject.toml
 	$(COMPILE) $(ARGS) -o requirements/rivals.lock requirements/rivals.in
 

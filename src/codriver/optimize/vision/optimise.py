@@ -22,7 +22,7 @@ from codriver.core.artifact import Artifact, ArtifactFile, Measured, save_artifa
 from codriver.core.errors import BadConfigValue, RequirementMissed
 
 from ..evaluate import Run
-from ..optimise import Told
+from ..task import Told
 from ..recipe import Pass, Recipe, Workshop
 from ..requirement import Requirement
 from .equalise import Equalise
