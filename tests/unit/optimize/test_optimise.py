@@ -128,6 +128,7 @@ def test_a_calibration_text_that_is_too_short_is_told_before_anything_is_made(
     assert steps == []
 
 
+@pytest.mark.slow
 def test_for_another_computer_the_card_is_predicted_and_judged(
     short_model: Path, sentences: str, tmp_path: Path, steps: list[str]
 ) -> None:
