@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import litert_torch
-import torch
 
 sys.path.append(str(Path(__file__).parent))
 from twinlitenet import load, photo, write_expected  # type: ignore[import-not-found]
