@@ -39,6 +39,13 @@ TOOLKITS: Mapping[str, Toolkit] = {
     "pte": Toolkit("executorch", ("executorch==1.4.1", _TORCH, "torchao==0.18.0", "pillow==13.0.0")),
     "tflite": Toolkit("litert", ("litert-torch==0.10.0", _TORCH, "torchao==0.18.0", "pillow==13.0.0")),
 }
+WHY_NOT = {
+    (
+        "tflite",
+        "int8",
+    ): "the converter of litert-torch 0.10.0 refuses this net once PT2E has quantised it ('tfl.pad' op "
+    "quantization parameters violate the same scale constraint)"
+}
 _SCRIPTS = {"pte": "export_executorch.py", "tflite": "export_litert.py"}
 _INPUT = "input"
 # Published weights, by sha256, and the licence that their source states.
@@ -61,6 +68,8 @@ class Exporting:
                 raise BadConfigValue(f"'{value}' is not known; there are: {', '.join(get_args(known))}.", param=param)
         if not self.scored:
             raise BadConfigValue("There is no photo to compare the file on.", param="scored")
+        if why := WHY_NOT.get((self.to, self.precision)):
+            raise BadConfigValue(f"A {self.to} file in {self.precision} cannot be written: {why}.", param="precision")
         if self.precision == "int8" and not self.calibration:
             raise BadConfigValue("int8 needs photos that show what goes into the net.", param="calibration")
         if both := {file.resolve() for file in self.calibration} & {file.resolve() for file in self.scored}:

@@ -41,6 +41,10 @@ def test_what_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
         file.write_bytes(b"")
     with pytest.raises(BadConfigValue, match="int8 needs photos"):
         Exporting("pte", (photo,), precision="int8")
+    with pytest.raises(
+        BadConfigValue, match=r"tflite file in int8 cannot be written: the converter of litert-torch 0\.10"
+    ):
+        Exporting("tflite", (photo,), (other,), "int8")
     with pytest.raises(BadConfigValue, match=r"a\.jpg is both a calibration photo and a scored one"):
         Exporting("pte", (photo,), (other, photo), "int8")
     with pytest.raises(BadConfigValue, match="no photo to compare"):
