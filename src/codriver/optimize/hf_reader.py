@@ -42,7 +42,7 @@ def _write(source: Path, target: Path, told: Told, kind: str) -> None:
     config = _Config(source)
     told("reads what the folder holds")
     entries = _entries(source)
-    tensors = [_planned(config, entries, own, name, shape, kind) for own, name, shape in _wanted(config, entries)]
+    tensors = [_planned(config, entries, wanted, kind) for wanted in _wanted(config, entries)]
     strange = sorted(set(entries) - {name for _, name, _ in _wanted(config, entries)} - {"lm_head.weight"})
     strange = [name for name in strange if not name.endswith("rotary_emb.inv_freq")]
     if strange:
@@ -156,8 +156,9 @@ def _wanted(config: _Config, entries: dict[str, Entry]) -> list[tuple[str, str, 
 
 
 def _planned(
-    config: _Config, entries: dict[str, Entry], own: str, name: str, shape: tuple[int, ...], kind: str
+    config: _Config, entries: dict[str, Entry], wanted: tuple[str, str, tuple[int, ...]], kind: str
 ) -> Planned:
+    own, name, shape = wanted
     entry = entries.get(name)
     if entry is None:
         raise BadModelFile(f"{config.file.parent} has no tensor '{name}'.")
