@@ -1,6 +1,7 @@
 """A GGUF file of a language model as OpenVINO's IR, by OpenVINO GenAI's own reader of GGUF, with its tokenizer.
 
-The file's own blocks become compressed weights of the graph; nothing is rounded again. Limits: what that reader takes.
+The file's own blocks become compressed weights of the graph. Limits: what that reader takes; of ``Q4_1`` it seems to
+keep whole zeros only, which costs as much as rounding to 4 bits anew (docs/optimize.md has the figures).
 The rule kept here: the folder has its name when it is whole.
 """
 
