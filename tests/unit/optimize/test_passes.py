@@ -82,15 +82,25 @@ def test_scaled_models_are_the_same_function(
         assert not np.allclose(after.weights(after[name]), before.weights(before[name]), rtol=1e-2)
 
 
-def test_rotation_scaling_and_rounding_go_together(
-    reference: Path, right: np.ndarray, sentences: str, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def turned_and_scaled(
+    reference: Path, sentences: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, tuple[str, ...]]:
+    """The file behind each of two passes, and what they told."""
+    work = tmp_path_factory.mktemp("awq")
     awq = {"use": "awq", "kind": "Q4_0", "steps": 4, "windows": 4}
-    made, told = passed(reference, tmp_path, sentences, {"use": "rotate", "stream": False}, awq)
+    made, told = passed(reference, work, sentences, {"use": "rotate", "stream": False}, awq)
+    return next(work.glob("rotate-*.gguf")), made, told
+
+
+def test_rotation_scaling_and_rounding_go_together(
+    turned_and_scaled: tuple[Path, Path, tuple[str, ...]], right: np.ndarray, sentences: str, tmp_path: Path
+) -> None:
+    _, made, told = turned_and_scaled
     assert np.abs(logits(made, sentences) - right).max() < 1e-3
     assert told[0].startswith("rotate: rotated the values of 6 heads") and "of 8 inputs scaled for Q4_0" in told[1]
     scaled = GgufFile(made)
-    kinds = {t.name: "Q4_0" for t in scaled if t.name.startswith("blk.") and len(t.shape) == 2}
+    kinds = {t.name: "Q4_0" for t in scaled if t.name.startswith("blk.0.") and len(t.shape) == 2}
     cut = len(sentences) // 2
     rounder = Rounder(scaled, scaled, kinds, Text(sentences[:cut], sentences[cut:], 4, 4), lambda step: Run(2))
     write_rounded(tmp_path / "rounded.gguf", rounder)
@@ -99,21 +109,25 @@ def test_rotation_scaling_and_rounding_go_together(
     assert 1e-3 < off < np.abs(right).max()
 
 
-def test_awq_loses_less_than_rounding_to_the_nearest(reference: Path, sentences: str, tmp_path: Path) -> None:
-    made, told = passed(reference, tmp_path, sentences, {"use": "awq", "steps": 4, "windows": 4})
-    assert int(told[0].split()[1]) > 0, "nothing was scaled"
-    losses = []
-    names = [f"blk.0.{one}.weight" for one in ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up", "ffn_down")]
-    for path in (reference, made):
-        file = GgufFile(path)
-        inputs = read_inputs(path, sentences, 4, Run(2), names.__contains__)
-        losses.append(0.0)
-        for name in names:
-            weights = file.weights(file[name])
-            rounded = dequantise("Q4_0", quantise("Q4_0", weights, inputs.importance(name)), weights.shape)
-            whole = output_loss(weights, np.zeros_like(weights), inputs.moment(name))
-            losses[-1] += output_loss(weights, rounded, inputs.moment(name)) / whole
-    assert losses[1] < losses[0]
+def test_awq_loses_less_than_rounding_to_the_nearest(
+    turned_and_scaled: tuple[Path, Path, tuple[str, ...]], sentences: str
+) -> None:
+    before, after = (GgufFile(path) for path in turned_and_scaled[:2])
+    names = [f"blk.{layer}.{one}.weight" for layer in (0, 1) for one in ("attn_q", "attn_k", "ffn_gate")]
+    inputs = read_inputs(before.path, sentences, 4, Run(2), names.__contains__)
+    losses, scaled = np.zeros(2), 0
+    for name in names:
+        norm = name.rsplit(".", 2)[0] + (".attn_norm.weight" if "attn" in name else ".ffn_norm.weight")
+        scale = (before.weights(before[norm]) / after.weights(after[norm]))[0]
+        weights, moment, importance = before.weights(before[name]), inputs.moment(name), inputs.importance(name)
+        scaled += not np.array_equal(scale, np.ones_like(scale))
+        nearest = dequantise("Q4_0", quantise("Q4_0", weights, importance), weights.shape)
+        larger = after.weights(after[name])
+        assert np.allclose(larger, weights * scale, rtol=1e-5)
+        aware = dequantise("Q4_0", quantise("Q4_0", larger, importance / scale**2), weights.shape) / scale
+        whole = output_loss(weights, np.zeros_like(weights), moment)
+        losses += [output_loss(weights, rounded, moment) / whole for rounded in (nearest, aware)]
+    assert scaled and losses[1] < losses[0]
 
 
 def test_baselines_say_what_they_round(reference: Path, tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from codriver.core.artifact import Artifact, ArtifactFile, Measured, save_artifa
 from codriver.core.errors import BadConfigValue, RequirementMissed
 
 from ..evaluate import Run
-from ..task import Told
 from ..recipe import Pass, Recipe, Workshop
 from ..requirement import Requirement
+from ..task import Told
 from .equalise import Equalise
 from .graph import outputs_of
 from .onnx_file import read_model, read_onnx, refuse_unusable, write_model
