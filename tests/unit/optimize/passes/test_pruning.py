@@ -106,6 +106,7 @@ def test_least_squares_over_the_inputs_beat_leaving_out() -> None:
     assert output_loss(weights, made, moment) < 0.3 * output_loss(weights, without, moment)
 
 
+@pytest.mark.slow
 def test_a_recipe_of_all_three_ends_in_a_rounded_artifact(short_model: Path, sentences: str, tmp_path: Path) -> None:
     out = tmp_path / "artifact"
     recipe = recipe_of({"pass": [
