@@ -107,6 +107,7 @@ def test_least_squares_over_the_inputs_beat_leaving_out() -> None:
     assert output_loss(weights, made, moment) < 0.3 * output_loss(weights, without, moment)
 
 
+@pytest.mark.slow
 def test_a_recipe_of_all_three_ends_in_a_rounded_artifact(short_model: Path, sentences: str, tmp_path: Path) -> None:
     out = tmp_path / "artifact"
     recipe = recipe_of({"pass": [
@@ -114,7 +115,7 @@ def test_a_recipe_of_all_three_ends_in_a_rounded_artifact(short_model: Path, sen
         {"use": "prune-heads", "groups": 1, "windows": 4},
         {"use": "prune-channels", "share": 1 / 3, "windows": 4},
     ]}, "test")  # fmt: skip
-    sizes = {"windows": 4, "judged": 1, "sensed": 1, "bands": 1, "runs": 1}
+    sizes = {"windows": 4, "judged": 1, "sensed": 1, "bands": 1, "runs": 1, "threads": 1}
     settings = Settings(sentences, sentences[:20000], kinds=("Q4_0", "Q8_0"), recipe=recipe, **sizes)
     Optimisation(short_model, out, settings, lambda step: lambda done, of: None).run(parse_requirements("size<=30MB"))
     artifact, file = load_artifact(out), GgufFile(out / "model.gguf")
