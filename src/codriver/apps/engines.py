@@ -33,12 +33,30 @@ async def start_on_board(settings: OnBoard, catalogue: CatalogueConfig, locality
     kind = ENGINES.load(runtime)
     if runtime == "openvino":
         return await _openvino(kind, settings, model, locality)
+    if runtime == "onnx_genai":
+        return await _onnx_genai(kind, settings, _exported(settings, model, catalogue), locality)
     return await _llama_cpp(kind, settings, model, catalogue, locality)
 
 
 def tuned_folder(catalogue: CatalogueConfig) -> Path:
     """Where the measurements of ``codriver engines tune`` are kept."""
     return catalogue.store().root / "tuned"
+
+
+def genai_folder(catalogue: CatalogueConfig, sha256: str) -> Path:
+    """Where a GGUF file stands once more, as ONNX Runtime GenAI loads it."""
+    return tuned_folder(catalogue) / f"{sha256}.onnx-genai"
+
+
+def _exported(settings: OnBoard, model: ModelFile, catalogue: CatalogueConfig) -> Path:
+    folder = genai_folder(catalogue, model.sha256)
+    if not folder.exists():
+        raise MissingFile(
+            f"The model {model.name} is not here as ONNX Runtime GenAI loads it; write it with: "
+            f"codriver engines tune {settings.model}",
+            param="engine.kind",
+        )
+    return folder
 
 
 def measured_runtime(settings: OnBoard, model: ModelFile, catalogue: CatalogueConfig) -> str:
@@ -125,6 +143,21 @@ async def _openvino(kind: Any, settings: OnBoard, model: ModelFile, locality: Lo
         locality=locality,
         context_tokens=settings.context_tokens,
         threads=settings.threads,
+    )
+    engine: Engine = await kind.start(config)
+    return engine
+
+
+async def _onnx_genai(kind: Any, settings: OnBoard, folder: Path, locality: Locality) -> Engine:
+    from codriver.engines.onnx_genai import OnnxGenaiConfig
+
+    config = OnnxGenaiConfig(
+        id=locality,
+        model=folder,
+        locality=locality,
+        context_tokens=settings.context_tokens,
+        threads=settings.threads,
+        slots=settings.slots,
     )
     engine: Engine = await kind.start(config)
     return engine

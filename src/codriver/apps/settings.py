@@ -21,7 +21,7 @@ CLOUD_MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
 class OnBoard:
     """The engine in this process."""
 
-    kind: Literal["llama_cpp", "openvino", "null", "auto"] = setting(
+    kind: Literal["llama_cpp", "openvino", "onnx_genai", "null", "auto"] = setting(
         "llama_cpp", "The runtime that loads the model; auto: the best by what `codriver engines tune` measured."
     )
     best: Literal["ttft", "decode", "memory"] = setting("ttft", "What auto goes by.")

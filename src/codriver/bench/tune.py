@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import tempfile
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,10 +21,12 @@ import numpy as np
 
 from codriver.catalogue import Catalogue, Store
 from codriver.core.gguf import read_header
+from codriver.engines.registry import ENGINES
 from codriver.engines.tuning import Amounts, Tuning, candidates, trials_of, tune
 from codriver.engines.tuning_process import MemoryTask, NextTask, ReadTask, Result, Task, WriteTask
 from codriver.engines.tuning_set import QUESTIONS, passage
 from codriver.engines.tuning_trial import Candidate, Figures, Spread, Trial
+from codriver.optimize.export import export
 
 from .engine_systems import PlainServer, Setup, chat_body, plain_server, resident_mb
 from .rows import Report, Row, machine
@@ -38,11 +41,15 @@ def run(quick: bool = False) -> Report:
     file = Store().path(entry)
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     amounts = Amounts(1, 2, 24, 4, QUESTIONS[:6], (64, 512)) if quick else Amounts(rounds=9)
-    found, left = candidates(file)
     threads = len(os.sched_getaffinity(0))
-    trials = trials_of(found, threads, amounts.prompts)
-    rival = PlainTrial(file, trials[0].room, threads)
-    tuning = asyncio.run(tune([*trials, rival], entry.sha256, amounts, lambda step: None))
+    with tempfile.TemporaryDirectory(prefix="codriver-tune-") as work:
+        folder = Path(work) / "onnx-genai"
+        if ENGINES.why_not("onnx_genai") is None:
+            export(file, "onnx-genai", folder, lambda step: None)
+        found, left = candidates(file, folder if folder.exists() else "not installed")
+        trials = trials_of(found, threads, amounts.prompts)
+        rival = PlainTrial(file, trials[0].room, threads)
+        tuning = asyncio.run(tune([*trials, rival], entry.sha256, amounts, lambda step: None))
     rows = [row for one in tuning.runtimes for row in _rows(one)]
     rows += [Row(f"codriver, {name}", "all", "left out", 0.0, "", 0, note=why) for name, why in left.items()]
     return Report("tune", machine(), begun, [*rows, *_picked(tuning), *_ceiling(file)])

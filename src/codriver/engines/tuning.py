@@ -23,7 +23,6 @@ from codriver.core.gguf import read_header
 from codriver.core.machine import processor
 
 from .registry import ENGINES
-from .tuning_process import CONFIGS
 from .tuning_set import QUESTIONS
 from .tuning_trial import Candidate, Figures, Trial
 
@@ -31,7 +30,8 @@ Policy = Literal["ttft", "decode", "memory"]
 PROMPTS = (64, 512, 2048)
 BOUND = 0.9
 _ROOM = 96  # tokens of the chat template and of an answer beside the prompt
-_PACKAGES = {"llama_cpp": "xllamacpp", "openvino": "openvino-genai"}
+_PACKAGES = {"llama_cpp": "xllamacpp", "openvino": "openvino-genai", "onnx_genai": "onnxruntime-genai"}
+_NO_FOLDER = "it needs a folder that `codriver optimize export MODEL --to onnx-genai` writes"
 
 
 @dataclass(frozen=True)
@@ -77,27 +77,30 @@ def _cost(of: Figures, policy: Policy) -> float:
     return of.ttft_ms[lengths[len(lengths) // 2]].value
 
 
-def candidates(file: Path) -> tuple[list[Candidate], dict[str, str]]:
-    """The runtimes that can load ``file``, the reference first, and why others cannot.
+def candidates(file: Path, genai: Path | str = _NO_FOLDER) -> tuple[list[Candidate], dict[str, str]]:
+    """The runtimes that can load the GGUF file ``file``, the reference first, and why others cannot. ``genai``: the
+    same model's folder for ONNX Runtime GenAI, or why there is none.
 
     Errors: :class:`MissingFile`; :class:`BadModelFile`; :class:`BadConfigValue` where none can.
     """
     read_header(file)
-    reasons = {runtime: ENGINES.why_not(runtime) or _why_not(runtime, file) for runtime in CONFIGS}
-    found = [Candidate(runtime, file) for runtime, reason in reasons.items() if reason is None]
+    places: dict[str, Path | str] = {"llama_cpp": file, "openvino": _for_openvino(file), "onnx_genai": genai}
+    found, left = [], {}
+    for runtime, place in places.items():
+        reason = ENGINES.why_not(runtime) or (place if isinstance(place, str) else None)
+        if reason is None and isinstance(place, Path):
+            found.append(Candidate(runtime, place))
+        else:
+            left[runtime] = str(reason)
     if not found:
-        raise BadConfigValue(
-            f"No runtime here loads {file}: {'; '.join(filter(None, reasons.values()))}.", param="model"
-        )
-    return found, {runtime: reason for runtime, reason in reasons.items() if reason is not None}
+        raise BadConfigValue(f"No runtime here loads {file}: {'; '.join(left.values())}.", param="model")
+    return found, left
 
 
-def _why_not(runtime: str, file: Path) -> str | None:
-    if runtime == "openvino":
-        from .openvino import why_not
+def _for_openvino(file: Path) -> Path | str:
+    from .openvino import why_not
 
-        return why_not(file)
-    return None
+    return why_not(file) or file
 
 
 def trials_of(found: Sequence[Candidate], threads: int, prompts: Sequence[int] = PROMPTS) -> list[Trial]:

@@ -30,6 +30,7 @@ from .tuning_set import passage
 CONFIGS = {
     "llama_cpp": "codriver.engines.llama_cpp_config:LlamaCppConfig",
     "openvino": "codriver.engines.openvino:OpenVinoConfig",
+    "onnx_genai": "codriver.engines.onnx_genai:OnnxGenaiConfig",
 }
 
 

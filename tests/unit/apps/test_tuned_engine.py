@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from codriver.apps.engines import measured_runtime, tuned_folder
+from codriver.apps.engines import measured_runtime, start_on_board, tuned_folder
 from codriver.apps.settings import OnBoard
 from codriver.catalogue import CatalogueConfig, ModelFile
+from codriver.core.errors import MissingFile
 from codriver.core.machine import processor
 from codriver.engines.tuning import Tuning, save
 from codriver.engines.tuning_trial import Figures, Spread
@@ -62,3 +63,10 @@ def test_without_a_measurement_that_counts_it_is_llama_cpp_and_the_log_says_why(
         "they were measured on another machine (Z80, 1 cores)",
     ]
     assert all("codriver engines tune " in getattr(record, "mend", "") for record in caplog.records)
+
+
+async def test_onnx_genai_needs_the_model_in_its_form(model: ModelFile, files: CatalogueConfig) -> None:
+    pytest.importorskip("onnxruntime_genai", reason="needs the extra: pip install 'codriver[onnx]'")
+    told = r"The model model is not here as ONNX Runtime GenAI loads it; write it with: codriver engines tune "
+    with pytest.raises(MissingFile, match=told):
+        await start_on_board(OnBoard(kind="onnx_genai", model=str(model.path)), files, "vehicle")

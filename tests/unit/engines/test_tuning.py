@@ -13,6 +13,7 @@ from codriver.core.machine import processor
 from codriver.engines import tuning
 from codriver.engines.registry import ENGINES
 from codriver.engines.tuning import Amounts, Tuning, candidates, load, save, trials_of, tune
+from codriver.engines.tuning_process import CONFIGS
 from codriver.engines.tuning_trial import Candidate, Figures, Spread, Trial
 from tests.unit.engines.gguf_files import write_gguf
 
@@ -66,9 +67,10 @@ async def test_real_runtimes_are_measured_and_compared(model_file: Callable[[str
     file = model_file("smollm2.gguf")
     found, left = candidates(file)
     assert found[0].runtime == "llama_cpp"
-    assert set(left) | {one.runtime for one in found} == set(tuning.CONFIGS)
+    assert set(left) | {one.runtime for one in found} == set(CONFIGS)
     steps: list[str] = []
-    made = await tune([*found, Candidate("openvino", file.with_name("none.gguf"))], "ab" * 32, 0, FEW, steps.append)
+    trials = trials_of([*found, Candidate("openvino", file.with_name("none.gguf"))], 0, FEW.prompts)
+    made = await tune(trials, "ab" * 32, FEW, steps.append)
     reference = made.runtimes[0]
     assert reference.agreement == 1.0 and reference.positions >= 4
     assert list(reference.ttft_ms) == [64], "a prompt that the context has no room for is left out"
@@ -102,4 +104,4 @@ def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
 
 
 def test_each_tuned_runtime_is_an_engine() -> None:
-    assert set(tuning.CONFIGS) <= set(ENGINES.names())
+    assert set(CONFIGS) <= set(ENGINES.names())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -14,10 +15,11 @@ from rich.table import Table
 
 from codriver.catalogue import resolve
 from codriver.core.config import load
+from codriver.core.errors import SetupError
 from codriver.engines.registry import ENGINES
 from codriver.engines.tuning import Amounts, Tuning, candidates, save, trials_of, tune
 
-from ..engines import tuned_folder
+from ..engines import genai_folder, tuned_folder
 from ..settings import VehicleConfig
 
 app = typer.Typer(help="The runtimes of models: which are usable, and which answers best here.", no_args_is_help=True)
@@ -47,7 +49,7 @@ def tune_model(
     settings = load(VehicleConfig, None, os.environ)
     files = settings.catalogue
     file = resolve(model, files.catalogue(), files.store())
-    found, left = candidates(file.path)
+    found, left = candidates(file.path, _exported(file.path, genai_folder(files, file.sha256)))
     trials = trials_of(found, settings.engine.threads if threads is None else threads)
     work = tune(trials, file.sha256, Amounts(rounds=rounds), lambda step: typer.echo(f"{step} …", err=True))
     tuning = asyncio.run(work)
@@ -67,6 +69,22 @@ def tune_model(
             )
     best = {policy: tuning.pick(policy).runtime for policy in ("ttft", "decode", "memory")}
     typer.echo("best by " + ", ".join(f"{policy}: {runtime}" for policy, runtime in best.items()) + f"; kept in {kept}")
+
+
+def _exported(file: Path, folder: Path) -> Path | str:
+    """The model as ONNX Runtime GenAI loads it, written once; or why it cannot be."""
+    if folder.exists():
+        return folder
+    reason = ENGINES.why_not("onnx_genai")
+    if reason is not None:
+        return reason
+    from codriver.optimize.export import export
+
+    try:
+        export(file, "onnx-genai", folder, lambda step: typer.echo(f"onnx-genai: {step} …", err=True))
+    except SetupError as error:
+        return error.message
+    return folder
 
 
 def _table(tuning: Tuning) -> Table:
