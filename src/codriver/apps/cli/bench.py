@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from codriver.core.errors import BadConfigValue
+from codriver.core.errors import BadConfigValue, MissingExtra
 from codriver.core.registry import Registry
 
 BENCHES = Registry(
@@ -52,7 +52,13 @@ def bench(
     failed: list[str] = []
     for one in BENCHES.names() if name == "all" else [name]:
         told = {"minutes": minutes} if one == "soak" else asked if one == "mlperf" else {}
-        report = BENCHES.load(one)(quick, **told)
+        try:
+            report = BENCHES.load(one)(quick, **told)
+        except MissingExtra as error:
+            if name != "all":
+                raise
+            typer.echo(f"{one}: left out: {error.message}", err=True)
+            continue
         report.print_table()
         if json_file is not None:
             report.write_json(json_file if name != "all" else json_file.with_name(f"{json_file.stem}-{one}.json"))
