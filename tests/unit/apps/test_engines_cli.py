@@ -21,6 +21,7 @@ def test_every_engine_is_listed_with_why_it_cannot_be_used() -> None:
     assert told["llama_cpp"] is None
     table = runner.invoke(app, ["engines", "list"]).output
     assert all(name in table for name in told)
+    assert all(reason in table for reason in told.values() if reason and len(reason) < 100)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from codriver.catalogue import resolve
@@ -34,7 +35,7 @@ def list_engines(as_json: Annotated[bool, typer.Option("--json", help="Print one
         return
     table = Table("engine", "here", box=None)
     for name, reason in reasons.items():
-        table.add_row(name, reason or "usable")
+        table.add_row(name, escape(reason or "usable"))
     _print(table)
 
 
