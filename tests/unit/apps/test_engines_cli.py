@@ -30,6 +30,7 @@ def test_every_engine_is_listed_with_why_it_cannot_be_used() -> None:
         ("none.gguf", None, MissingFile, "none.gguf"),
         ("zip.gguf", b"PK\x03\x04" * 20, BadModelFile, "does not begin with the letters GGUF"),
     ],
+    ids=["missing", "zip"],
 )
 def test_a_file_that_is_none_is_told(
     tmp_path: Path, name: str, content: bytes | None, kind: type[Exception], says: str
