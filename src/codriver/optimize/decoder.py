@@ -55,6 +55,11 @@ class Decoder:
         return OUTPUT not in self.file
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding, which must be there."""
+        return self.file[EMBEDDING].shape[1]
+
+    @property
     def interleaved(self) -> bool:
         """Rotary pairs are neighbours, and not halves apart."""
         return self.architecture == "llama"
