@@ -7,7 +7,6 @@ alike); what is left of that matrix makes good for it. Limits: a file has one nu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +40,9 @@ class PruneChannels:
                 f"multiple of {self.multiple}.", param="share",
             )  # fmt: skip
 
-        def read(whole: Callable[[str], bool]) -> Inputs:
-            return read_inputs(source, shop.text, self.windows, shop.run("sees what channels give"), whole)
+        def read(names: frozenset[str]) -> Inputs:
+            run = shop.run("sees what channels give")
+            return read_inputs(source, shop.text, self.windows, run, names.__contains__)
 
         outputs = [f"blk.{block}.ffn_down.weight" for block in range(decoder.layers)]
         choice = Choice(file, outputs, (decoder.channels, left), read)

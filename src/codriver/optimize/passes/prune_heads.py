@@ -8,7 +8,6 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +47,9 @@ class PruneHeads:
                 "one stays.", param="groups" if self.groups else "share",
             )  # fmt: skip
 
-        def read(whole: Callable[[str], bool]) -> Inputs:
-            return read_inputs(source, shop.text, self.windows, shop.run("sees what heads give"), whole)
+        def read(names: frozenset[str]) -> Inputs:
+            run = shop.run("sees what heads give")
+            return read_inputs(source, shop.text, self.windows, run, names.__contains__)
 
         left, per = decoder.kv_heads - count, decoder.heads // decoder.kv_heads
         outputs = [f"blk.{block}.attn_output.weight" for block in range(decoder.layers)]
