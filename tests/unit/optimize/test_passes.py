@@ -174,6 +174,10 @@ def test_models_that_cannot_be_changed_are_told(short_model: Path, reference: Pa
     other.write_bytes(reference.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_uq.weight"))
     with pytest.raises(BadModelFile, match=r"has a tensor 'blk\.1\.ffn_uq\.weight', which is not known here"):
         passed(other, tmp_path, "", {"use": "rotate"})
+    for heads in (1, 9):
+        rewrite(file, other, Changes({}, {"llama.attention.head_count_kv": heads}), file.raw)
+        with pytest.raises(BadModelFile, match=rf"other\.gguf has {heads} heads of values that make 192 together, of"):
+            passed(other, tmp_path, "", {"use": "rotate"})
     other.write_bytes(reference.read_bytes().replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0gemma", 1))
     with pytest.raises(BadModelFile, match=r"is 'gemma'; what is inside is known here of llama, qwen2"):
         passed(other, tmp_path, "", {"use": "rotate"})

@@ -46,9 +46,12 @@ class Shared:
 def changeable(path: Path) -> Decoder:
     """Errors: :class:`BadModelFile` naming the architecture, or the tensor that is of no use here."""
     decoder = read_decoder(GgufFile(path), _no_other_biases, none_missing, only_plain)
-    rows = decoder.file["blk.0.attn_v.weight"].shape[1]
-    if rows % decoder.kv_heads:
-        raise BadModelFile(f"{path} has values of {rows} for {decoder.kv_heads} heads: they do not fit.")
+    made, read = decoder.file["blk.0.attn_v.weight"].shape[-1], decoder.file["blk.0.attn_output.weight"].shape[0]
+    if made * decoder.heads != read * decoder.kv_heads or made % decoder.kv_heads:
+        raise BadModelFile(
+            f"{path} has {decoder.kv_heads} heads of values that make {made} together, of which {decoder.heads} heads "
+            f"of queries make {read}: they do not fit."
+        )
     return decoder
 
 
