@@ -99,29 +99,37 @@ def read_windows(model: Path, text: str, windows: int, run: Run, takers: tuple[T
         return len(pieces) * (len(loaded.begin) + room)
 
 
+Read = Callable[[frozenset[str]], Inputs]
+
+
 class MomentsAhead:
-    """The second moments of ``names``' inputs, read for as many of them at once as there is memory for, in their order;
-    ``sizes`` are their widths, and ``read`` reads the inputs of those whose moment is wanted.
+    """What goes into matrices, with its second moment, read for as many of them at once as there is memory for, in the
+    order of ``sizes``, their widths. Each of ``reads`` reads one text, with the moments of the names that it is given.
     """
 
-    def __init__(self, sizes: Mapping[str, int], read: Callable[[Callable[[str], bool]], Inputs]) -> None:
-        self._sizes, self._read = dict(sizes), read
+    def __init__(self, sizes: Mapping[str, int], *reads: Read) -> None:
+        self._sizes, self._reads = dict(sizes), reads
         self._known: frozenset[str] = frozenset()
-        self._inputs = Inputs()
+        self._inputs: tuple[Inputs, ...] = ()
 
-    def moment(self, name: str) -> Floats:
-        """(width, width). Errors: those of :func:`read_inputs`."""
+    def inputs(self, name: str) -> tuple[Inputs, ...]:
+        """Of each text, with ``name`` in it if anything goes into that. Errors: those of :func:`read_inputs`."""
         if name not in self._known:
-            self._inputs = Inputs()  # of the batch before: its memory is free before more is taken
+            self._inputs = ()  # of the batch before: its memory is free before more is taken
             names = list(self._sizes)
             self._known = frozenset(self._batch(names[names.index(name) :]))
-            self._inputs = self._read(self._known.__contains__)
-        return self._inputs.moment(name)
+            self._inputs = tuple(read(self._known) for read in self._reads)
+        return self._inputs
+
+    def moment(self, name: str) -> Floats:
+        """(width, width), over the first text. Errors: as :meth:`inputs`."""
+        return self.inputs(name)[0].moment(name)
 
     def _batch(self, names: list[str]) -> list[str]:
         room, taken = _MOMENT_BYTES, list[str]()
         for name in names:
-            room -= 4 * self._sizes[name] ** 2  # too much where matrices share an input, never too little
+            # Too much where matrices share an input, never too little.
+            room -= 4 * self._sizes[name] ** 2 * len(self._reads)
             if taken and room < 0:
                 break
             taken.append(name)

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from codriver.core.gguf import GgufTensor
 
-from .calibrate import Inputs, MomentsAhead
+from .calibrate import MomentsAhead, Read
 from .ggml import Bytes, Floats, quantise
 from .gguf_file import Changes, GgufFile, rewrite
 
 _DAMPING = 0.01
 Places = NDArray[np.intp]
-Read = Callable[[Callable[[str], bool]], Inputs]
 
 
 @dataclass(frozen=True)

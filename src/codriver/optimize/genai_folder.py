@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .gguf_decoder import Decoder, read_decoder
+from .decoder import Decoder
+from .exportable import exportable
 from .onnx_decoder import GRAPH, write_decoder
 from .onnx_weights import Packed, copied, rounded
 from .tokenizer_files import end_tokens, write_tokenizer
@@ -22,7 +23,7 @@ Told = Callable[[str], None]
 
 
 def write_as_is(source: Path, target: Path, told: Told) -> None:
-    """The file's own values. Errors: those of :func:`read_decoder` and :func:`write_tokenizer`; :class:`DiskFull`."""
+    """The file's own values. Errors: those of :func:`exportable` and :func:`write_tokenizer`; :class:`DiskFull`."""
     _write(source, target, told, None)
 
 
@@ -37,7 +38,7 @@ def write_int4(source: Path, target: Path, told: Told) -> None:
 
 
 def _write(source: Path, target: Path, told: Told, bits: int | None) -> None:
-    decoder = read_decoder(source)
+    decoder = exportable(source)
     with whole_folder(target) as folder:
         told("writes the tokenizer")
         write_tokenizer(decoder.file, folder)
@@ -48,7 +49,7 @@ def _write(source: Path, target: Path, told: Told, bits: int | None) -> None:
 
 
 def _packed(decoder: Decoder, name: str, bits: int | None) -> Packed:
-    tensor = decoder.tensor(name)
+    tensor = decoder.file[name]
     tokens = name in ("token_embd.weight", "output.weight")
     own = copied(decoder.file, tensor) if bits != 4 or tokens else None
     if own is not None and (own.offsets is None or not tokens) and (bits is None or own.bits == 8):
@@ -73,7 +74,7 @@ def _settings(decoder: Decoder) -> dict[str, Any]:
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "filename": GRAPH,
-                "head_size": decoder.head,
+                "head_size": decoder.head_width,
                 "hidden_size": decoder.width,
                 "num_attention_heads": decoder.heads,
                 "num_hidden_layers": decoder.layers,

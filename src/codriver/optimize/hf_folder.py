@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .decoder import Decoder
+from .exportable import exportable
 from .ggml import Floats
-from .gguf_decoder import MATRICES, NORMS, Decoder, read_decoder
 from .onnx_weights import BLOCK, Packed, codes_of, copied, rounded
 from .safetensors_file import Made, write_tensors
 from .tokenizer_files import end_tokens, write_tokenizer
@@ -25,11 +26,22 @@ from .whole_folder import whole_folder
 
 Told = Callable[[str], None]
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+# GGUF's name of each part of a layer, and that of Hugging Face's llama and qwen2.
+MATRIX_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+NORM_NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
 
 def write_plain(source: Path, target: Path, told: Told) -> None:
-    """F16. Errors: those of :func:`read_decoder` and :func:`write_tokenizer`; :class:`DiskFull`."""
+    """F16. Errors: those of :func:`exportable` and :func:`write_tokenizer`; :class:`DiskFull`."""
     _write(source, target, told, None)
 
 
@@ -44,7 +56,7 @@ def write_w8a16(source: Path, target: Path, told: Told) -> None:
 
 
 def _write(source: Path, target: Path, told: Told, bits: int | None) -> None:
-    decoder = read_decoder(source)
+    decoder = exportable(source)
     with whole_folder(target) as folder:
         told("writes the tokenizer")
         write_tokenizer(decoder.file, folder)
@@ -62,9 +74,9 @@ def names(decoder: Decoder) -> Iterator[tuple[str, str]]:
         yield "output.weight", "lm_head.weight"
     for layer in range(decoder.layers):
         here, there = f"blk.{layer}", f"model.layers.{layer}"
-        for part, name in NORMS.items():
+        for part, name in NORM_NAMES.items():
             yield f"{here}.{part}.weight", f"{there}.{name}.weight"
-        for part, name in MATRICES.items():
+        for part, name in MATRIX_NAMES.items():
             for kind in ("weight", "bias"):
                 if f"{here}.{part}.{kind}" in decoder.file:
                     yield f"{here}.{part}.{kind}", f"{there}.{name}.{kind}"
@@ -72,7 +84,7 @@ def names(decoder: Decoder) -> Iterator[tuple[str, str]]:
 
 def _tensors(decoder: Decoder, bits: int | None) -> Iterator[Made]:
     for own, name in names(decoder):
-        tensor = decoder.tensor(own)
+        tensor = decoder.file[own]
         shape = tensor.shape[::-1]
         if bits is None or not own.startswith("blk.") or len(shape) != 2:
             yield Made(name, "F16", shape, lambda own=own: _weights(decoder, own))  # type: ignore[misc]
@@ -98,7 +110,7 @@ def _tensors(decoder: Decoder, bits: int | None) -> Iterator[Made]:
 
 
 def _packed(decoder: Decoder, own: str, bits: int) -> Packed:
-    tensor = decoder.tensor(own)
+    tensor = decoder.file[own]
     found = copied(decoder.file, tensor)
     if found is None or found.bits != bits or found.offsets is not None:
         found = rounded(decoder.file.weights(tensor), bits, symmetric=True)
@@ -123,7 +135,7 @@ def _words(packed: Packed) -> NDArray[np.int32]:
 
 
 def _weights(decoder: Decoder, own: str) -> Floats:
-    tensor = decoder.tensor(own)
+    tensor = decoder.file[own]
     found = decoder.file.weights(tensor)
     order = turned(decoder, own)
     if len(tensor.shape) == 1:
@@ -137,7 +149,7 @@ def turned(decoder: Decoder, own: str) -> NDArray[np.int64] | None:
     if not decoder.interleaved or part not in ("attn_q", "attn_k"):
         return None
     heads = decoder.heads if part == "attn_q" else decoder.kv_heads
-    return np.arange(heads * decoder.head).reshape(heads, decoder.head // 2, 2).swapaxes(1, 2).reshape(-1)
+    return np.arange(heads * decoder.head_width).reshape(heads, decoder.head_width // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
 def _config(decoder: Decoder, bits: int | None) -> dict[str, Any]:
@@ -148,11 +160,11 @@ def _config(decoder: Decoder, bits: int | None) -> dict[str, Any]:
         "architectures": [_CLASSES[decoder.architecture]],
         "model_type": decoder.architecture,
         "hidden_size": decoder.width,
-        "intermediate_size": decoder.inner,
+        "intermediate_size": decoder.channels,
         "num_hidden_layers": decoder.layers,
         "num_attention_heads": decoder.heads,
         "num_key_value_heads": decoder.kv_heads,
-        "head_dim": decoder.head,
+        "head_dim": decoder.head_width,
         "vocab_size": decoder.vocabulary,
         "max_position_embeddings": decoder.context_tokens,
         "rms_norm_eps": decoder.epsilon,

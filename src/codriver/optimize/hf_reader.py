@@ -15,8 +15,8 @@ import numpy as np
 from codriver.core.errors import BadConfigValue, BadModelFile
 
 from .ggml import Floats
-from .gguf_decoder import MATRICES, NORMS
 from .gguf_writer import Planned, Value, write_gguf
+from .hf_folder import MATRIX_NAMES, NORM_NAMES
 from .json_file import read_json
 from .safetensors_file import Entry, read_entries
 from .tokenizer_files import read_tokenizer
@@ -147,8 +147,8 @@ def _wanted(config: _Config, entries: dict[str, Entry]) -> list[tuple[str, str, 
         found.append(("output.weight", "lm_head.weight", (config.vocabulary, width)))
     for layer in range(config.layers):
         here, there = f"blk.{layer}", f"model.layers.{layer}"
-        found += [(f"{here}.{part}.weight", f"{there}.{name}.weight", (width,)) for part, name in NORMS.items()]
-        for part, name in MATRICES.items():
+        found += [(f"{here}.{part}.weight", f"{there}.{name}.weight", (width,)) for part, name in NORM_NAMES.items()]
+        for part, name in MATRIX_NAMES.items():
             found.append((f"{here}.{part}.weight", f"{there}.{name}.weight", shapes[part]))
             if f"{there}.{name}.bias" in entries:
                 found.append((f"{here}.{part}.bias", f"{there}.{name}.bias", shapes[part][:1]))

@@ -17,7 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from .gguf_decoder import Decoder
+from .decoder import Decoder
+from .exportable import rotation, vector
 from .onnx_weights import BLOCK, Packed, joined
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
@@ -52,7 +53,7 @@ class _Graph:
     def build(self, told: Callable[[int, int], None]) -> None:
         decoder = self._decoder
         self._lengths()
-        cosines, sines = decoder.rotation(decoder.context_tokens)
+        cosines, sines = rotation(decoder, decoder.context_tokens)
         self._keep("cosines", cosines)
         self._keep("sines", sines)
         head = self._pack("token_embd.weight" if decoder.tied else "output.weight")
@@ -117,13 +118,13 @@ class _Graph:
         self._node(
             "GroupQueryAttention", [*parts, *cache, *told], [f"{here}.attended", *present], domain=_CONTRIB,
             num_heads=decoder.heads, kv_num_heads=decoder.kv_heads, do_rotary=1,
-            rotary_interleaved=int(decoder.interleaved), scale=decoder.head**-0.5,
+            rotary_interleaved=int(decoder.interleaved), scale=decoder.head_width**-0.5,
         )  # fmt: skip
         return f"{here}.attended"
 
     def _norm(self, name: str, stream: str, added: str) -> tuple[str, str]:
         """The normed sum of the stream and what is added, and the sum itself."""
-        weight = self._decoder.vector(f"{name}.weight")
+        weight = vector(self._decoder, f"{name}.weight")
         assert weight is not None  # checked when the file was read
         self._keep(f"{name}.weight", weight)
         epsilon = self._decoder.epsilon
@@ -140,7 +141,7 @@ class _Graph:
     def _products(self, name: str, given: str, matrices: Sequence[str]) -> list[str]:
         """``given`` times each matrix: one output where they could be joined to one."""
         packed = [self._pack(f"{matrix}.weight") for matrix in matrices]
-        biases = [self._decoder.vector(f"{matrix}.bias") for matrix in matrices]
+        biases = [vector(self._decoder, f"{matrix}.bias") for matrix in matrices]
         whole = joined(packed)
         if whole is None:
             for matrix, part, bias in zip(matrices, packed, biases, strict=True):
@@ -216,7 +217,7 @@ class _Graph:
 
     def proto(self) -> onnx.GraphProto:
         decoder = self._decoder
-        shape: list[int | str | None] = ["batch", decoder.kv_heads, "past", decoder.head]
+        shape: list[int | str | None] = ["batch", decoder.kv_heads, "past", decoder.head_width]
         inputs = [
             helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"]),
             helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "all_tokens"]),

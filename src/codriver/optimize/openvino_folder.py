@@ -13,7 +13,7 @@ from pathlib import Path
 
 from codriver.core.errors import BadModelFile, MissingExtra
 
-from .gguf_decoder import read_decoder
+from .exportable import exportable
 from .whole_folder import whole_folder
 
 # As the engine of OpenVINO has them: tried with OpenVINO GenAI 2026.4; its converter names no other.
@@ -21,12 +21,12 @@ _READABLE = {"F32", "F16", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q8_0"}
 
 
 def write_as_is(source: Path, target: Path, told: Callable[[str], None]) -> None:
-    """``openvino_model.xml`` and its weights. Errors: those of :func:`read_decoder`; :class:`MissingExtra`,
+    """``openvino_model.xml`` and its weights. Errors: those of :func:`exportable`; :class:`MissingExtra`,
     :class:`BadModelFile` for what OpenVINO does not convert, :class:`DiskFull`.
     """
     if importlib.util.find_spec("openvino_genai") is None:
         raise MissingExtra("OpenVINO reads the file: pip install 'codriver[openvino]'.")
-    decoder = read_decoder(source)
+    decoder = exportable(source)
     foreign = sorted(set(decoder.file.header.tensor_bytes) - _READABLE)
     if foreign:
         raise BadModelFile(f"{source} holds {', '.join(foreign)} tensors, which OpenVINO does not convert.")

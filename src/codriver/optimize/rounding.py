@@ -12,7 +12,7 @@ from pathlib import Path
 
 from codriver.core.gguf import GgufTensor
 
-from .calibrate import Inputs, read_inputs
+from .calibrate import Inputs, MomentsAhead, Read, read_inputs
 from .evaluate import Run
 from .ggml import Bytes, dequantise, quantise
 from .gguf_file import Changes, GgufFile, rewrite
@@ -20,7 +20,6 @@ from .gptq import DAMPING, output_loss, round_second_order
 
 _FILE_TYPE = "general.file_type"
 GUESSED = 1024  # llama.cpp's ``llama_ftype`` for a file whose types follow no name
-_MOMENT_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,12 @@ class Rounder:
     run: Callable[[str], Run]
     damping: float = DAMPING
     how: dict[str, str] = field(default_factory=dict)
-    _fit: Inputs = field(default_factory=Inputs)
-    _held: Inputs = field(default_factory=Inputs)
-    _known: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        names = [tensor.name for tensor in self.source if self.kinds.get(tensor.name, tensor.type) != tensor.type]
+        fit = self._read(self.text.fit, self.text.windows)
+        held = self._read(self.text.held, self.text.held_windows, ", kept back")
+        self._ahead = MomentsAhead({name: self.reference[name].shape[0] for name in names}, fit, held)
 
     def data(self, name: str) -> Bytes:
         kind = self.kinds[name]
@@ -56,35 +58,23 @@ class Rounder:
             self.how[name] = "as it was"
             return self.source.raw(self.source[name])
         weights = self.reference.weights(self.reference[name])
-        if name not in self._known:
-            self._read_from(name)
-        if name not in self._fit:
+        fit, held = self._ahead.inputs(name)
+        if name not in fit:
             self.how[name] = "nearest"
             return quantise(kind, weights)
-        moment, held = self._fit.moment(name), self._held.moment(name)
-        nearest = quantise(kind, weights, self._fit.importance(name))
-        second = round_second_order(kind, weights, moment, self.damping)
-        lost = [output_loss(weights, dequantise(kind, made, weights.shape), held) for made in (nearest, second)]
+        nearest = quantise(kind, weights, fit.importance(name))
+        second = round_second_order(kind, weights, fit.moment(name), self.damping)
+        moment = held.moment(name)
+        lost = [output_loss(weights, dequantise(kind, made, weights.shape), moment) for made in (nearest, second)]
         self.how[name] = "second order" if lost[1] < lost[0] else "nearest"
         return second if lost[1] < lost[0] else nearest
 
-    def _read_from(self, name: str) -> None:
-        """Read the inputs of ``name`` and of as many tensors behind it as there is memory for."""
-        self._fit, self._held = Inputs(), Inputs()
-        names = [tensor.name for tensor in self.source if self.kinds.get(tensor.name, tensor.type) != tensor.type]
-        batch: list[str] = []
-        room = _MOMENT_BYTES
-        for one in names[names.index(name) :]:
-            # Of both texts; too much where matrices share an input, never too little.
-            room -= 2 * 4 * self.reference[one].shape[0] ** 2
-            if batch and room < 0:
-                break
-            batch.append(one)
-        self._known = frozenset(batch)
-        path, text, wanted = self.reference.path, self.text, self._known.__contains__
-        told = f"reads what goes into {len(batch)} matrices"
-        self._fit = read_inputs(path, text.fit, text.windows, self.run(told), wanted)
-        self._held = read_inputs(path, text.held, text.held_windows, self.run(f"{told}, kept back"), wanted)
+    def _read(self, text: str, windows: int, told: str = "") -> Read:
+        def read(names: frozenset[str]) -> Inputs:
+            run = self.run(f"reads what goes into {len(names)} matrices{told}")
+            return read_inputs(self.reference.path, text, windows, run, names.__contains__)
+
+        return read
 
 
 def write_rounded(target: Path, rounder: Rounder) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from codriver.core.errors import BadModelFile
 
-from .gguf_decoder import arrays
+from .gguf_arrays import arrays
 from .gguf_file import GgufFile
 from .gguf_writer import Value
 from .json_file import read_json

@@ -18,16 +18,12 @@ from torch.nn import functional as F
 
 from codriver.core.errors import BadModelFile
 
-from .decoder import Decoder, decoder_of
+from .decoder import EMBEDDING, LAST_NORM, OUTPUT, ROPE_FACTORS, none_missing, none_unknown, only_plain, read_decoder
 from .ggml import Floats, quantise
 from .gguf_file import Changes, GgufFile, rewrite
 
 Tensor = Any  # torch is not there where the types are checked
 Tensors = Mapping[str, Tensor]
-EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
-# What a block of a known family is made of; another tensor would be silently left out of the arithmetic.
-_PARTS = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
-_OUTSIDE = (EMBEDDING, OUTPUT, "output_norm.weight", "rope_freqs.weight")
 
 
 class Weights:
@@ -44,21 +40,18 @@ class Weights:
 
 
 class TorchDecoder:
-    """``tensors``: every one of the file, F32. Errors: those of ``decoder_of``, :class:`BadModelFile` for a tensor or a
-    scaling of positions that is not known here.
+    """``tensors``: every one of the file, F32. Errors: those of ``read_decoder`` and its checks,
+    :class:`BadModelFile` for a scaling of positions that is not known here.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = GgufFile(file)
-        self.decoder: Decoder = decoder_of(self.file)
+        self.decoder = read_decoder(self.file, only_plain, none_unknown, none_missing)
         scaling = self.file.header.metadata.get(self.decoder.key("rope.scaling.type"), "none")
         if scaling != "none":
             raise BadModelFile(f"{file} scales its positions by '{scaling}', which cannot be trained here.")
         self.tensors: dict[str, Tensor] = {}
         for tensor in self.file:
-            part = tensor.name.split(".")
-            if tensor.name not in _OUTSIDE and not (part[0] == "blk" and part[2] in _PARTS):
-                raise BadModelFile(f"The tensor '{tensor.name}' of {file} is of a kind that cannot be trained here.")
             values = self.file.weights(tensor)
             self.tensors[tensor.name] = torch.from_numpy(values.reshape(-1) if len(tensor.shape) == 1 else values)
 
@@ -67,10 +60,10 @@ class TorchDecoder:
         decoder, tensors = self.decoder, weights.tensors
         turn = self._turn(len(ids))
         stream, results = F.embedding(ids, tensors[EMBEDDING]), []
-        for block in range(decoder.blocks):
+        for block in range(decoder.layers):
             stream = self._block(f"blk.{block}", stream, turn, weights)
             results.append(stream)
-        given = self._norm(stream, tensors["output_norm.weight"])
+        given = self._norm(stream, tensors[LAST_NORM])
         output = OUTPUT if OUTPUT in tensors else EMBEDDING
         return weights.multiply(output.removesuffix(".weight"), given), results
 
@@ -84,7 +77,7 @@ class TorchDecoder:
 
         query, key, value = self._turned(heads("q"), turn), self._turned(heads("k"), turn), heads("v")
         seen = F.scaled_dot_product_attention(
-            query[None], key[None], value[None], is_causal=True, enable_gqa=decoder.groups != decoder.heads
+            query[None], key[None], value[None], is_causal=True, enable_gqa=decoder.kv_heads != decoder.heads
         )[0]
         stream = stream + weights.multiply(f"{at}.attn_output", seen.transpose(0, 1).reshape(tokens, -1))
         given = self._norm(stream, weights.tensors[f"{at}.ffn_norm.weight"])
@@ -99,20 +92,20 @@ class TorchDecoder:
         width = self.decoder.rope_width
         slow = torch.arange(0, width, 2, dtype=torch.float64) / width
         angles = torch.arange(tokens, dtype=torch.float64)[:, None] * self.decoder.rope_base**-slow
-        if "rope_freqs.weight" in self.tensors:
-            angles = angles / self.tensors["rope_freqs.weight"].double()
+        if ROPE_FACTORS in self.tensors:
+            angles = angles / self.tensors[ROPE_FACTORS].double()
         return angles.cos().float(), angles.sin().float()
 
     def _turned(self, heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
         """(heads, tokens, width) with each pair turned by its position's angle."""
         cosine, sine = turn
         turning, rest = heads[..., : 2 * cosine.shape[1]], heads[..., 2 * cosine.shape[1] :]
-        if self.decoder.architecture == "llama":
+        if self.decoder.interleaved:
             one, two = turning[..., 0::2], turning[..., 1::2]
         else:
             one, two = turning.chunk(2, dim=-1)
         pair = (one * cosine - two * sine, two * cosine + one * sine)
-        made = torch.stack(pair, dim=-1).flatten(-2) if self.decoder.architecture == "llama" else torch.cat(pair, -1)
+        made = torch.stack(pair, dim=-1).flatten(-2) if self.decoder.interleaved else torch.cat(pair, -1)
         return torch.cat([made, rest], dim=-1)
 
 

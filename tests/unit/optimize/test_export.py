@@ -158,10 +158,10 @@ def test_nothing_is_written_over_what_is_there(tmp_path: Path) -> None:
         ({"llama.attention.head_count_kv": 3}, (), "4 heads of 32 over 3: that is no grouped attention"),
         ({"llama.feed_forward_length": 128}, (), r"'blk\.0\.ffn_gate\.weight' of .* has the shape \(128, 256\)"),
         ({"llama.block_count": 3}, (), r"has no tensor 'blk\.2\.attn_q\.weight'"),
-        ({"general.architecture": "gemma3"}, (), "is of the architecture 'gemma3'"),
+        ({"general.architecture": "gemma3"}, (), "The architecture of .* is 'gemma3'; what is inside is known here of"),
         ({"tokenizer.ggml.pre": "odd"}, (), "a tokenizer 'gpt2' that splits text as 'odd'"),
         ({"tokenizer.ggml.eos_token_id": 99999, "tokenizer.ggml.tokens": ["a"]}, (), "no whole tokenizer"),
-        ({}, ("blk.0.attn_q_norm.weight",), r"has a tensor 'blk\.0\.attn_q_norm\.weight', which no writer carries"),
+        ({}, ("blk.0.attn_q_norm.weight",), r"has a tensor 'blk\.0\.attn_q_norm\.weight', which is not known here"),
     ],
 )  # fmt: skip
 def test_what_a_writer_would_leave_out_is_refused(

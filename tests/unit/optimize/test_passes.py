@@ -164,7 +164,7 @@ def test_settings_that_cannot_be_are_told(reference: Path, tmp_path: Path, setti
 
 
 def test_models_that_cannot_be_changed_are_told(short_model: Path, reference: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadModelFile, match=r"tensor 'token_embd\.weight' of .* is Q8_0; passes change F32 and F16"):
+    with pytest.raises(BadModelFile, match=r"tensor 'token_embd\.weight' of .* is Q8_0; F32 or F16 is needed"):
         passed(short_model, tmp_path, "", {"use": "rotate"})
     file, cut = GgufFile(reference), tmp_path / "cut.gguf"
     rewrite(file, cut, Changes({}, dropped=frozenset({"blk.1.ffn_up.weight"})), file.raw)
@@ -172,10 +172,14 @@ def test_models_that_cannot_be_changed_are_told(short_model: Path, reference: Pa
         passed(cut, tmp_path, "", {"use": "rotate"})
     other = tmp_path / "other.gguf"
     other.write_bytes(reference.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_uq.weight"))
-    with pytest.raises(BadModelFile, match=r"tensor that passes over weights do not know: 'blk\.1\.ffn_uq\.weight'"):
+    with pytest.raises(BadModelFile, match=r"has a tensor 'blk\.1\.ffn_uq\.weight', which is not known here"):
         passed(other, tmp_path, "", {"use": "rotate"})
+    for heads in (1, 9):
+        rewrite(file, other, Changes({}, {"llama.attention.head_count_kv": heads}), file.raw)
+        with pytest.raises(BadModelFile, match=rf"other\.gguf has {heads} heads of values that make 192 together, of"):
+            passed(other, tmp_path, "", {"use": "rotate"})
     other.write_bytes(reference.read_bytes().replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0gemma", 1))
-    with pytest.raises(BadModelFile, match=r"is a 'gemma'; passes over weights know llama and qwen2"):
+    with pytest.raises(BadModelFile, match=r"is 'gemma'; what is inside is known here of llama, qwen2"):
         passed(other, tmp_path, "", {"use": "rotate"})
 
 

@@ -17,11 +17,12 @@ from codriver.core.config import setting
 from codriver.core.errors import BadConfigValue
 
 from ..calibrate import LEAST_WINDOWS
+from ..decoder import Decoder
 from ..evaluate import WINDOW, Run
 from ..ggml import Floats, dequantise, quantise
 from ..gguf_file import fits
 from ..recipe import Workshop
-from .decoder import Decoder, Shared, decoder_of
+from .inputs import Shared, changeable, inputs
 from .nearest import known_kind
 from .scaling import Columns, read_columns, usable, write_scaled
 
@@ -38,13 +39,13 @@ class Awq:
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
         """Errors: :class:`BadModelFile`; :class:`BadConfigValue` for a type that does not fit or too short a text."""
-        decoder = decoder_of(source)
+        decoder = changeable(source)
         self._refuse(decoder)
         cut = len(shop.text) * 4 // 5
         held_windows = max(LEAST_WINDOWS, self.windows // 4)
         fit = _seen(source, shop.text[:cut], self.windows, shop.run("reads what goes into each matrix"))
         held = _seen(source, shop.text[cut:], held_windows, shop.run("reads it for text that is kept back"))
-        inputs, run = [*decoder.inputs()], shop.run("searches scales")
+        every, run = [*inputs(decoder)], shop.run("searches scales")
         scales: dict[str, Floats] = {}
 
         def one(shared: Shared) -> Floats | None:
@@ -60,16 +61,16 @@ class Awq:
             return scale if scale.size else None
 
         with ThreadPoolExecutor(run.threads) as pool:  # ggml works outside of Python's lock
-            for number, (shared, scale) in enumerate(zip(inputs, pool.map(one, inputs), strict=True)):
+            for number, (shared, scale) in enumerate(zip(every, pool.map(one, every), strict=True)):
                 if scale is not None:
                     scales[shared.made] = scale
-                run.tell(number + 1, len(inputs))
+                run.tell(number + 1, len(every))
         write_scaled(decoder, target, scales)
-        return f"{len(scales)} of {len(inputs)} inputs scaled for {self.kind}"
+        return f"{len(scales)} of {len(every)} inputs scaled for {self.kind}"
 
     def _refuse(self, decoder: Decoder) -> None:
         kind = known_kind(self.kind, "awq")
-        for name in (name for shared in decoder.inputs() for name in shared.read):
+        for name in (name for shared in inputs(decoder) for name in shared.read):
             if not fits(kind, decoder.file[name]):
                 width = decoder.file[name].shape[0]
                 raise BadConfigValue(

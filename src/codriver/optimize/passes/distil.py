@@ -31,7 +31,7 @@ class Distil(Schedule):
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
         """Errors: :class:`MissingFile`, :class:`BadConfigValue` for a teacher that does not fit; those of
-        ``decoder_of`` and ``train``.
+        ``TorchDecoder`` and ``train``.
         """
         student = TorchDecoder(source)
         windows = Windows(source, shop, self.tokens)
@@ -55,11 +55,11 @@ def layer_map(student: TorchDecoder, teacher: TorchDecoder) -> list[int]:
         )  # fmt: skip
 
     def norms(model: TorchDecoder) -> Tensor:
-        return torch.stack([model.tensors[f"blk.{at}.attn_norm.weight"] for at in range(model.decoder.blocks)])
+        return torch.stack([model.tensors[f"blk.{at}.attn_norm.weight"] for at in range(model.decoder.layers)])
 
     stands_for = torch.cdist(norms(student), norms(teacher)).argmin(dim=1).tolist()
     ends = [max(0, block - 1) for block in stands_for[1:]]
-    return [*ends, teacher.decoder.blocks - 1]
+    return [*ends, teacher.decoder.layers - 1]
 
 
 class _Following:

@@ -19,7 +19,7 @@ from codriver.core.config import setting
 from ..ggml import Bytes, Floats
 from ..gguf_file import GgufFile
 from ..recipe import Workshop
-from .decoder import write_changed
+from .inputs import write_changed
 from .nearest import matrices_of
 
 Form = Literal["e4m3", "e5m2"]

@@ -32,7 +32,7 @@ class LoraRecover(Schedule):
     follow: Literal["reference", "text"] = setting("reference", "Whose next token is right.")
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
-        """Errors: those of ``decoder_of``, ``Teacher`` and ``train``."""
+        """Errors: those of ``TorchDecoder``, ``Teacher`` and ``train``."""
         model = TorchDecoder(source)
         windows = Windows(source, shop, self.tokens)
         teacher = Teacher(shop.reference or source, model) if self.follow == "reference" else None

@@ -9,11 +9,12 @@ from codriver.core.config import setting
 from codriver.core.errors import BadConfigValue
 from codriver.core.gguf import GgufTensor
 
+from ..decoder import EMBEDDING, OUTPUT
 from ..ggml import Floats, dequantise, quantise
 from ..gguf_file import GgufFile, fits
 from ..recipe import Workshop
 from ..task import KINDS
-from .decoder import EMBEDDING, OUTPUT, write_changed
+from .inputs import write_changed
 
 
 @dataclass(frozen=True)

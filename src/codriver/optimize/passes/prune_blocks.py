@@ -16,7 +16,7 @@ from codriver.core.config import setting
 from codriver.core.errors import BadConfigValue, BadModelFile
 
 from ..calibrate import read_windows
-from ..decoder import block_of, decoder_of, moved
+from ..decoder import as_many_layers, block_of, moved, only_plain, read_decoder
 from ..evaluate import Run
 from ..ggml import Floats
 from ..gguf_file import Changes, GgufFile, rewrite
@@ -33,18 +33,18 @@ class PruneBlocks:
     windows: int = setting(8, "Of 512 tokens, that show what each block does.", least=4)
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
-        """Errors: :class:`BadConfigValue` where none would go, or none would be left; those of ``decoder_of``."""
+        """Errors: :class:`BadConfigValue` where none would go, or none would be left; those of ``read_decoder``."""
         file = GgufFile(source)
-        decoder = decoder_of(file)
-        count = self.blocks or round(self.share * decoder.blocks)
-        if not 0 < count < decoder.blocks:
+        decoder = read_decoder(file, only_plain, as_many_layers)
+        count = self.blocks or round(self.share * decoder.layers)
+        if not 0 < count < decoder.layers:
             raise BadConfigValue(
-                f"Of the {decoder.blocks} blocks of {source}, {count} cannot go: one at least goes, and one stays.",
+                f"Of the {decoder.layers} blocks of {source}, {count} cannot go: one at least goes, and one stays.",
                 param="blocks" if self.blocks else "share",
             )
-        found = influence(source, decoder.blocks, shop.text, self.windows, shop.run("sees what each block does"))
+        found = influence(source, decoder.layers, shop.text, self.windows, shop.run("sees what each block does"))
         gone = sorted(int(block) for block in np.argsort(found, kind="stable")[:count])
-        kept = [block for block in range(decoder.blocks) if block not in gone]
+        kept = [block for block in range(decoder.layers) if block not in gone]
         number = {block: at for at, block in enumerate(kept)}
         places = {t.name: block_of(t.name) for t in file}
         names = {n: moved(n, number[block]) for n, block in places.items() if block is not None and block in number}
@@ -54,7 +54,7 @@ class PruneBlocks:
         )  # fmt: skip
         rewrite(file, target, changes, file.raw)
         told = ", ".join(f"{block} ({found[block]:.3f})" for block in gone)
-        return f"{count} of {decoder.blocks} blocks went, by influence: {told}"
+        return f"{count} of {decoder.layers} blocks went, by influence: {told}"
 
 
 def influence(model: Path, blocks: int, text: str, windows: int, run: Run) -> Floats:

@@ -7,7 +7,6 @@ alike); what is left of that matrix makes good for it. Limits: a file has one nu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from codriver.core.errors import BadConfigValue, BadModelFile
 
 from ..calibrate import Inputs, read_inputs
 from ..cutting import Choice, Cut, write_cut
-from ..decoder import decoder_of
+from ..decoder import as_many_layers, only_plain, read_decoder
 from ..gguf_file import GgufFile
 from ..recipe import Workshop
 
@@ -31,9 +30,9 @@ class PruneChannels:
     windows: int = setting(16, "Of 512 tokens, that show what comes through each channel.", least=4)
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
-        """Errors: :class:`BadConfigValue` where none would go, or none would be left; those of ``decoder_of``."""
+        """Errors: :class:`BadConfigValue` where none would go, or none would be left; those of ``read_decoder``."""
         file = GgufFile(source)
-        decoder = decoder_of(file)
+        decoder = read_decoder(file, only_plain, as_many_layers)
         left = round((1 - self.share) * decoder.channels / self.multiple) * self.multiple
         if not 0 < left < decoder.channels:
             raise BadConfigValue(
@@ -41,10 +40,11 @@ class PruneChannels:
                 f"multiple of {self.multiple}.", param="share",
             )  # fmt: skip
 
-        def read(whole: Callable[[str], bool]) -> Inputs:
-            return read_inputs(source, shop.text, self.windows, shop.run("sees what channels give"), whole)
+        def read(names: frozenset[str]) -> Inputs:
+            run = shop.run("sees what channels give")
+            return read_inputs(source, shop.text, self.windows, run, names.__contains__)
 
-        outputs = [f"blk.{block}.ffn_down.weight" for block in range(decoder.blocks)]
+        outputs = [f"blk.{block}.ffn_down.weight" for block in range(decoder.layers)]
         choice = Choice(file, outputs, (decoder.channels, left), read)
         cuts: dict[str, Cut] = {}
         for output in outputs:

@@ -8,7 +8,6 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from codriver.core.errors import BadConfigValue, BadModelFile
 
 from ..calibrate import Inputs, read_inputs
 from ..cutting import Choice, Cut, write_cut
-from ..decoder import Decoder, decoder_of
+from ..decoder import Decoder, as_many_layers, only_plain, read_decoder
 from ..gguf_file import GgufFile
 from ..recipe import Workshop
 
@@ -32,28 +31,29 @@ class PruneHeads:
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
         """Errors: :class:`BadConfigValue` where none would go, or none would be left; :class:`BadModelFile` for a
-        family whose heads llama.cpp does not let go; those of ``decoder_of``.
+        family whose heads llama.cpp does not let go; those of ``read_decoder``.
         """
         file = GgufFile(source)
-        decoder = decoder_of(file)
+        decoder = read_decoder(file, only_plain, as_many_layers)
         if decoder.architecture != "llama":
             raise BadModelFile(
                 f"{source} is a {decoder.architecture}: llama.cpp reads none with fewer heads than its width has room "
                 "for."
             )
-        count = self.groups or round(self.share * decoder.groups)
-        if not 0 < count < decoder.groups:
+        count = self.groups or round(self.share * decoder.kv_heads)
+        if not 0 < count < decoder.kv_heads:
             raise BadConfigValue(
-                f"Of the {decoder.groups} key-value groups of {source}, {count} cannot go: one at least goes, and one "
-                "stays.", param="groups" if self.groups else "share",
+                f"Of the {decoder.kv_heads} key-value groups of {source}, {count} cannot go: one at least goes, and "
+                "one stays.", param="groups" if self.groups else "share",
             )  # fmt: skip
 
-        def read(whole: Callable[[str], bool]) -> Inputs:
-            return read_inputs(source, shop.text, self.windows, shop.run("sees what heads give"), whole)
+        def read(names: frozenset[str]) -> Inputs:
+            run = shop.run("sees what heads give")
+            return read_inputs(source, shop.text, self.windows, run, names.__contains__)
 
-        left, per = decoder.groups - count, decoder.heads // decoder.groups
-        outputs = [f"blk.{block}.attn_output.weight" for block in range(decoder.blocks)]
-        choice = Choice(file, outputs, (decoder.groups, left), read)
+        left, per = decoder.kv_heads - count, decoder.heads // decoder.kv_heads
+        outputs = [f"blk.{block}.attn_output.weight" for block in range(decoder.layers)]
+        choice = Choice(file, outputs, (decoder.kv_heads, left), read)
         told: dict[str, str | int] = {
             decoder.key("attention.head_count"): left * per,
             decoder.key("attention.head_count_kv"): left,
@@ -61,12 +61,12 @@ class PruneHeads:
             decoder.key("attention.value_length"): decoder.head_width,
         }
         write_cut(file, target, _cuts(file, decoder, choice), told)
-        return f"{count} of {decoder.groups} key-value groups went in every block, with {per} query heads each"
+        return f"{count} of {decoder.kv_heads} key-value groups went in every block, with {per} query heads each"
 
 
 def _cuts(file: GgufFile, decoder: Decoder, choice: Choice) -> dict[str, Cut]:
-    per, found = decoder.heads // decoder.groups, {}
-    for block in range(decoder.blocks):
+    per, found = decoder.heads // decoder.kv_heads, {}
+    for block in range(decoder.layers):
         output = f"blk.{block}.attn_output.weight"
         found[output] = choice.output_cut(output)
         for part, heads in (("q", per), ("k", 1), ("v", 1)):

@@ -16,9 +16,10 @@ import torch
 
 from codriver.core.config import setting
 
+from ..decoder import EMBEDDING, OUTPUT
 from ..gguf_file import fits
 from ..recipe import Workshop
-from ..torch_llama import EMBEDDING, OUTPUT, Tensor, TorchDecoder, Weights, write_tensors
+from ..torch_llama import Tensor, TorchDecoder, Weights, write_tensors
 from ..training import Schedule, Teacher, Windows, kl, train
 
 _BLOCK = 32
@@ -33,7 +34,7 @@ class Qat(Schedule):
     rate: float = setting(2e-5, "The highest learning rate.", least=0.0)
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
-        """Errors: those of ``decoder_of``, ``Teacher`` and ``train``."""
+        """Errors: those of ``TorchDecoder``, ``Teacher`` and ``train``."""
         model = TorchDecoder(source)
         windows = Windows(source, shop, self.tokens)
         lesson = _Rounded(model, Teacher(shop.reference or source, model), self)

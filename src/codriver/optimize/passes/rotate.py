@@ -17,10 +17,11 @@ import numpy as np
 from codriver.core.config import setting
 from codriver.core.errors import BadConfigValue
 
+from ..decoder import EMBEDDING, LAST_NORM, OUTPUT, Decoder
 from ..ggml import Floats
 from ..recipe import Workshop
-from .decoder import EMBEDDING, LAST_NORM, OUTPUT, Change, Decoder, decoder_of, write_changed
 from .hadamard import random_rotation
+from .inputs import Change, changeable, inputs, value_width, write_changed
 
 _ROWS = 8192  # of a large table that are rotated at once
 
@@ -36,13 +37,13 @@ class Rotate:
         """Errors: :class:`BadModelFile`; :class:`BadConfigValue` where nothing is to be rotated."""
         if not self.stream and not self.values:
             raise BadConfigValue("The pass 'rotate' has neither 'stream' nor 'values' to rotate.", param="rotate")
-        decoder = decoder_of(source)
+        decoder = changeable(source)
         ways: dict[str, Change] = {}
         added: dict[str, tuple[str, Change]] = {}
         told = []
         if self.values:
-            _values(decoder, random_rotation(decoder.head_width, shop.seed + 1), ways)
-            told.append(f"the values of {decoder.layers * decoder.pairs} heads")
+            _values(decoder, random_rotation(value_width(decoder), shop.seed + 1), ways)
+            told.append(f"the values of {decoder.layers * decoder.kv_heads} heads")
         if self.stream:
             turn = random_rotation(decoder.width, shop.seed)
             added = _stream(decoder, turn, ways)
@@ -56,11 +57,11 @@ def _values(decoder: Decoder, turn: Floats, ways: dict[str, Change]) -> None:
     """Rows of the matrix that makes values, and columns of the one that reads them, head by head."""
 
     def made(weights: Floats) -> Floats:
-        heads = weights.reshape(decoder.pairs, decoder.head_width, -1)
+        heads = weights.reshape(decoder.kv_heads, len(turn), -1)
         return (turn.T @ heads).reshape(weights.shape)
 
     def read(weights: Floats) -> Floats:
-        return (weights.reshape(-1, decoder.head_width) @ turn).reshape(weights.shape)
+        return (weights.reshape(-1, len(turn)) @ turn).reshape(weights.shape)
 
     for layer in range(decoder.layers):
         ways[f"blk.{layer}.attn_v.weight"] = made
@@ -84,7 +85,7 @@ def _stream(decoder: Decoder, turn: Floats, ways: dict[str, Change]) -> dict[str
     def written(before: Change | None) -> Change:
         return lambda weights: turn.T @ (weights if before is None else before(weights))
 
-    for shared in decoder.inputs():
+    for shared in inputs(decoder):
         if shared.made.endswith("norm.weight"):
             ways.update({name: read(shared.made, ways.get(name)) for name in shared.read})
             ways[shared.made] = np.ones_like

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ..calibrate import read_windows
+from ..decoder import Decoder
 from ..evaluate import Run
 from ..ggml import Floats
-from .decoder import Change, Decoder, Shared, write_changed
+from .inputs import Change, Shared, inputs, write_changed
 
 _SPREAD = 1e4  # no scale is more than so many times another's
 
@@ -65,7 +66,7 @@ def write_scaled(decoder: Decoder, target: Path, scales: Mapping[str, Floats]) -
     """``scales``: by the tensor that makes an input, one per column that it makes."""
     across: dict[str, Floats] = {}
     down: dict[str, Floats] = {}
-    for shared in decoder.inputs():
+    for shared in inputs(decoder):
         if shared.made in scales:
             down[shared.made] = scales[shared.made]
             across.update(dict.fromkeys(shared.read, shared.spread(scales[shared.made])))

@@ -13,7 +13,7 @@ import numpy as np
 from codriver.core.config import setting
 
 from ..recipe import Workshop
-from .decoder import decoder_of
+from .inputs import changeable, inputs
 from .scaling import largest_weights, read_columns, usable, write_scaled
 
 _NEVER = 1 << 20  # no rows are kept: the largest of each column will do
@@ -28,11 +28,11 @@ class Smooth:
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
         """Errors: :class:`BadModelFile`; :class:`BadConfigValue` for a text that is too short."""
-        decoder = decoder_of(source)
+        decoder = changeable(source)
         run = shop.run("reads how large inputs get")
         seen = read_columns(source, shop.text, self.windows, run, _NEVER)
         scales = {}
-        for shared in decoder.inputs():
+        for shared in inputs(decoder):
             weights = largest_weights(decoder, shared)
             found = seen[next(name for name in shared.read if name in seen)].most
             with np.errstate(divide="ignore", invalid="ignore"):

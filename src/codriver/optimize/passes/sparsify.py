@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -150,11 +149,11 @@ class _Thinning:
     def __init__(self, how: Sparsify, pattern: Pattern, source: Path, shop: Workshop, widths: dict[str, int]) -> None:
         self._how, self._pattern, self._source, self._shop = how, pattern, source, shop
         self._ahead = MomentsAhead(widths, self._read)
-        self._inputs = self._read(lambda name: False) if how.method == "wanda" else Inputs()
+        self._inputs = self._read(frozenset()) if how.method == "wanda" else Inputs()
 
-    def _read(self, whole: Callable[[str], bool]) -> Inputs:
+    def _read(self, names: frozenset[str]) -> Inputs:
         run = self._shop.run("reads what goes into each matrix")
-        return read_inputs(self._source, self._shop.text, self._how.windows, run, whole)
+        return read_inputs(self._source, self._shop.text, self._how.windows, run, names.__contains__)
 
     def thinned(self, name: str, weights: Floats) -> Floats:
         if self._how.method == "sparsegpt":

@@ -10,7 +10,7 @@ import pytest
 from codriver.core.artifact import load_artifact
 from codriver.core.errors import BadConfigValue, BadModelFile
 from codriver.optimize.cutting import losses, mended
-from codriver.optimize.decoder import decoder_of
+from codriver.optimize.decoder import read_decoder
 from codriver.optimize.evaluate import Run, evaluate
 from codriver.optimize.gguf_file import Changes, GgufFile, rewrite
 from codriver.optimize.gptq import output_loss
@@ -50,7 +50,7 @@ def test_the_block_that_does_nothing_goes_and_nobody_misses_it(tiny_model: Path,
     told = PruneBlocks(blocks=1, windows=4).apply(idle, made, shop(tmp_path, words))
     assert told.startswith("1 of 2 blocks went, by influence: 0 (")
     file = GgufFile(made)
-    assert decoder_of(file).blocks == 1
+    assert read_decoder(file).layers == 1
     kept = "blk.0.ffn_up.weight"
     assert file.raw(file[kept]).tobytes() == source.raw(source["blk.1.ffn_up.weight"]).tobytes()
     assert made.stat().st_size < 0.995 * idle.stat().st_size
@@ -71,8 +71,8 @@ def test_the_group_that_nobody_listens_to_goes(tiny_model: Path, tiny_qwen2: Pat
     rewrite(source, deaf, Changes(outputs), lambda tensor: quiet(tensor.name))
     told = PruneHeads(groups=1, windows=4).apply(deaf, made, shop(tmp_path, words))
     assert told == "1 of 2 key-value groups went in every block, with 2 query heads each"
-    found = decoder_of(GgufFile(made))
-    assert (found.heads, found.groups, found.head_width) == (2, 1, 16)
+    found = read_decoder(GgufFile(made))
+    assert (found.heads, found.kv_heads, found.head_width) == (2, 1, 16)
     assert {t.name: t.shape for t in GgufFile(made)}["blk.1.attn_output.weight"] == (32, 64)
     assert np.allclose(logits(made, words), logits(deaf, words), atol=1e-3)
     with pytest.raises(BadModelFile, match=r"qwen2\.gguf is a qwen2: llama\.cpp reads none with fewer heads"):
@@ -83,7 +83,7 @@ def test_channels_go_and_what_is_left_makes_good_for_them(tiny_model: Path, word
     made = tmp_path / "made.gguf"
     told = PruneChannels(share=0.5, multiple=32, windows=4).apply(tiny_model, made, shop(tmp_path, words))
     assert told == "64 of 128 channels went in every block"
-    assert decoder_of(GgufFile(made)).channels == 64
+    assert read_decoder(GgufFile(made)).channels == 64
     assert {t.name: t.shape for t in GgufFile(made)}["blk.1.ffn_down.weight"] == (64, 64)
     assert evaluate(made, tiny_model, words, 1, Run(1)).kl < 5
 
@@ -158,6 +158,10 @@ def test_a_model_whose_inside_is_not_known_is_told(tiny_model: Path, tmp_path: P
     llama: dict[str, str | int | float] = {"general.architecture": "llama"}
     refused(llama, r"The metadata of .*odd\.gguf has no single number 'llama\.embedding_length'")
     refused({**llama, "llama.expert_count": 8}, r"odd\.gguf is a mixture of experts")
+    counts = ("embedding_length", "feed_forward_length", "context_length", "attention.head_count", "block_count")
+    llama |= {f"llama.{name}": count for name, count in zip(counts, (32, 64, 128, 2, 5), strict=True)}
+    refused(llama, r"odd\.gguf has no single number 'llama\.attention\.layer_norm_rms_epsilon'")
+    llama["llama.attention.layer_norm_rms_epsilon"] = 1e-5
+    refused({**llama, "llama.rope.freq_base": -1.0}, r"'llama\.rope\.freq_base' of .* is -1\.0, and must be above zero")
     refused(llama, r"The tensor 'blk\.0\.attn_q\.weight' of .*odd\.gguf is Q4_0; F32 or F16 is needed", 2)
-    sizes = {"llama.embedding_length": 32, "llama.attention.head_count": 2, "llama.block_count": 5}
-    refused({**llama, **sizes}, r"odd\.gguf says that it has 5 blocks, and there are tensors of 1")
+    refused(llama, r"odd\.gguf says that it has 5 blocks, and there are tensors of 1")
