@@ -106,7 +106,7 @@ async def onnx_genai(find: Find) -> AsyncIterator[Engine]:
     pytest.importorskip("onnxruntime_genai", reason="needs the extra: pip install 'codriver[onnx]'")
     pytest.importorskip("tokenizers", reason="needs the extra: pip install 'codriver[onnx]'")
     from codriver.engines.onnx_genai import OnnxGenai, OnnxGenaiConfig
-    from codriver.optimize.export import export
+    from codriver.optimize.formats.export import export
 
     with tempfile.TemporaryDirectory() as folder:
         export(find("smollm2.gguf"), "onnx-genai", Path(folder) / "smollm2", lambda step: None)

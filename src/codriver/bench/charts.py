@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from codriver.optimize.svg import LEFT, RIGHT, WIDTH, Axis, box, dot, legend, line, svg, text
+from codriver.optimize.reports.svg import LEFT, RIGHT, WIDTH, Axis, box, dot, legend, line, svg, text
 
 from .drive_outcomes import Fate, PolicyRun, Summary
 from .drive_settings import Window

@@ -26,7 +26,7 @@ from codriver.engines.tuning import Amounts, Tuning, candidates, trials_of, tune
 from codriver.engines.tuning_process import MemoryTask, NextTask, ReadTask, Result, Task, WriteTask
 from codriver.engines.tuning_set import QUESTIONS, passage
 from codriver.engines.tuning_trial import Candidate, Figures, Spread, Trial
-from codriver.optimize.export import export
+from codriver.optimize.formats.export import export
 
 from .engine_systems import PlainServer, Setup, chat_body, plain_server, resident_mb
 from .rows import Report, Row, machine

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest.fixture(scope="module")
 def folder(model_file: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from codriver.optimize.export import export
+    from codriver.optimize.formats.export import export
 
     target = tmp_path_factory.mktemp("genai") / "smollm2"
     export(model_file("smollm2.gguf"), "onnx-genai", target, lambda step: None)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from codriver.core.errors import BadConfigValue, BadModelFile, DiskFull
-from codriver.optimize import hf_folder, onnx_decoder
-from codriver.optimize.export import export
+from codriver.optimize.formats import hf_folder, onnx_decoder
+from codriver.optimize.formats.export import export
+from codriver.optimize.formats.gguf_writer import Planned, write_gguf
+from codriver.optimize.formats.onnx_weights import copied, joined, rounded
+from codriver.optimize.formats.safetensors_file import read_entries
 from codriver.optimize.gguf_file import GgufFile
-from codriver.optimize.gguf_writer import Planned, write_gguf
 from codriver.optimize.llama_runtime import LlamaModel
-from codriver.optimize.onnx_weights import copied, joined, rounded
-from codriver.optimize.safetensors_file import read_entries
 from tests.unit.optimize.tiny_models import write_tiny
 
 IDS = list(np.random.default_rng(3).integers(2, 250, 40))
@@ -262,7 +262,7 @@ def test_bfloat16_is_read_and_numbers_that_are_none_are_not(tmp_path: Path) -> N
 @pytest.mark.model
 def test_the_tokenizer_gives_the_ids_of_llama_cpp(tmp_path: Path, model_file: Any, shared_data: Any) -> None:
     tokenizers = pytest.importorskip("tokenizers", reason="needs the extra: pip install 'codriver[onnx]'")
-    from codriver.optimize.tokenizer_files import write_tokenizer
+    from codriver.optimize.formats.tokenizer_files import write_tokenizer
 
     source = model_file("smollm2.gguf")
     write_tokenizer(GgufFile(source), tmp_path)

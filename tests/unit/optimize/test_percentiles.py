@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from codriver.optimize.percentiles import least_below, median, percentile, runs_needed
+from codriver.optimize.reports.percentiles import least_below, median, percentile, runs_needed
 
 
 def test_the_counts_are_loadgens() -> None:

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from codriver.core.errors import BadConfigValue, BadModelFile, MissingFile
-from codriver.optimize import predict as predicting
-from codriver.optimize.calibrating import calibrate, timed_here, variants
 from codriver.optimize.ggml import dequantise, quantise
 from codriver.optimize.gguf_file import GgufFile
-from codriver.optimize.host import KINDS, HostFigures, Spread, keep, kept, measure, profile
-from codriver.optimize.matmul import Shape, product
-from codriver.optimize.predict import Calibration, Fitted, Timed, fit, here, layout_of, leave_one_out, predict
 from codriver.optimize.requirement import parse_requirements
 from codriver.optimize.rounding import GUESSED
-from codriver.optimize.sustain import sustain
-from codriver.optimize.target import find_target, read_target
+from codriver.optimize.targets import predict as predicting
+from codriver.optimize.targets.calibrating import calibrate, timed_here, variants
+from codriver.optimize.targets.host import KINDS, HostFigures, Spread, keep, kept, measure, profile
+from codriver.optimize.targets.matmul import Shape, product
+from codriver.optimize.targets.predict import Calibration, Fitted, Timed, fit, here, layout_of, leave_one_out, predict
+from codriver.optimize.targets.sustain import sustain
+from codriver.optimize.targets.target import find_target, read_target
 
 
 def spread(value: float, unit: str = "Gop/s") -> Spread:

@@ -12,9 +12,9 @@ import pytest
 
 from codriver.core.artifact import Artifact, ArtifactFile, Measured, save_artifact, sha256_of
 from codriver.core.errors import BadConfigValue, BadModelFile, DiskFull, MissingFile, SetupError
-from codriver.optimize import report
 from codriver.optimize.allocate import Choice
-from codriver.optimize.report_data import SENSITIVITY, ReportData, gather
+from codriver.optimize.reports import report
+from codriver.optimize.reports.report_data import SENSITIVITY, ReportData, gather
 from tests.unit.engines.gguf_files import write_gguf
 
 VOID = {"meta", "br", "img", "input", "hr", "link"}

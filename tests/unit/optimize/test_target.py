@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from codriver.core.errors import BadConfigValue, MissingFile, UnknownConfigKey, UnknownEntry
-from codriver.optimize.target import find_target, shipped
+from codriver.optimize.targets.target import find_target, shipped
 
 OWN = """
 [memory]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from codriver.core.errors import BadConfigValue, UnknownConfigKey
-from codriver.optimize.sustain import drift
-from codriver.optimize.target import Target, find_target
-from codriver.optimize.thermal import Node, State, action_for, fit_node, load_w, node_of
+from codriver.optimize.targets.sustain import drift
+from codriver.optimize.targets.target import Target, find_target
+from codriver.optimize.targets.thermal import Node, State, action_for, fit_node, load_w, node_of
 
 NODE = Node(resistance_k_per_w=4.0, capacity_j_per_k=50.0, throttle_c=80.0, idle_w=3.0, ambient_c=25.0)
 OWN = """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from codriver.optimize.gguf_writer import Planned, Value, write_gguf
+from codriver.optimize.formats.gguf_writer import Planned, Value, write_gguf
 
 WIDTH, INNER, HEADS, KV_HEADS, HEAD, LAYERS = 128, 256, 4, 2, 32, 2
 

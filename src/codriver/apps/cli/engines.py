@@ -79,7 +79,7 @@ def _exported(file: Path, folder: Path) -> Path | str:
     reason = ENGINES.why_not("onnx_genai")
     if reason is not None:
         return reason
-    from codriver.optimize.export import export
+    from codriver.optimize.formats.export import export
 
     try:
         export(file, "onnx-genai", folder, lambda step: typer.echo(f"onnx-genai: {step} …", err=True))

@@ -89,11 +89,11 @@ def optimise(
     _need_numpy()
     from codriver.optimize.latency import measure as measure_latency
     from codriver.optimize.optimise import Optimisation
-    from codriver.optimize.predict import timing_for
     from codriver.optimize.recipe import NO_PASSES, load_recipe
     from codriver.optimize.requirement import parse_requirements
     from codriver.optimize.search import Search
-    from codriver.optimize.target import HOST, find_target
+    from codriver.optimize.targets.predict import timing_for
+    from codriver.optimize.targets.target import HOST, find_target
     from codriver.optimize.task import Settings
 
     requirements = parse_requirements(require)
@@ -277,7 +277,7 @@ def compare(
 ) -> None:
     """What was measured of artifacts, side by side."""
     from codriver.optimize.inspect import inspect as look
-    from codriver.optimize.report import write_comparison
+    from codriver.optimize.reports.report import write_comparison
 
     if plot is not None:
         write_comparison([Path(model) for model in models], plot)
@@ -300,7 +300,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The HTML page; beside it the same as JSON.")] = Path("report.html"),
 ) -> None:
     """One page on artifacts: what is bought with what, sensitivity, size truth, latency, provenance. No network."""
-    from codriver.optimize.report import write
+    from codriver.optimize.reports.report import write
 
     write(folders, out)
     typer.echo(f"{out} and {out.with_suffix('.json').name}")
@@ -320,7 +320,7 @@ def export(
     if to in ("pte", "tflite"):
         _export_graph(Path(model), to, out, (scored or [], calibration or [], precision))
         return
-    from codriver.optimize.export import export as write
+    from codriver.optimize.formats.export import export as write
 
     folder = Path(model)
     source = folder if (folder / "config.json").is_file() else _file(model)

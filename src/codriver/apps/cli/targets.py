@@ -19,7 +19,7 @@ from codriver.core.errors import BadConfigValue, MissingFile
 from .optimize import Threads, _file, _need_numpy, _print, _telling
 
 if TYPE_CHECKING:
-    from codriver.optimize.target import Target
+    from codriver.optimize.targets.target import Target
 
 app = typer.Typer(help="Car computers as profiles, and this machine measured as one.", no_args_is_help=True)
 _THREADS = max(1, os.cpu_count() or 1)
@@ -32,7 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 @app.command("list")
 def list_targets() -> None:
     """The targets that are known, with their main figures; – is what no public source was found for."""
-    from codriver.optimize.target import HOST, find_target, shipped
+    from codriver.optimize.targets.target import HOST, find_target, shipped
 
     table = Table("name", "what", "memory GB", "GB/s", "int8 TOPS", "cores", "W", "not known", box=None)
     for name in (HOST, *shipped()):
@@ -53,8 +53,8 @@ def list_targets() -> None:
 @app.command()
 def show(name: Name) -> None:
     """One target: each figure with its source, what is missing and why, and which runtimes it can and cannot use."""
-    from codriver.optimize.target import find_target
-    from codriver.optimize.thermal import steps_of
+    from codriver.optimize.targets.target import find_target
+    from codriver.optimize.targets.thermal import steps_of
 
     found = find_target(name)
     typer.echo(f"{found.name}: {found.about.soc}")
@@ -89,8 +89,8 @@ def measure(
 ) -> None:
     """Measure this machine: memory's bandwidth and llama.cpp's arithmetic; kept as the target host."""
     _need_numpy()
-    from codriver.optimize.host import measure as measured
-    from codriver.optimize.target import home
+    from codriver.optimize.targets.host import measure as measured
+    from codriver.optimize.targets.target import home
 
     found = measured(threads, repeats)
     if as_json:
@@ -123,10 +123,10 @@ def calibrate(
 ) -> None:
     """Fit predictions to files measured on this machine, and tell how wrong each is that was left out of the fit."""
     _need_numpy()
-    from codriver.optimize.calibrating import calibrate as calibrated
-    from codriver.optimize.calibrating import variants
-    from codriver.optimize.host import kept
-    from codriver.optimize.target import home
+    from codriver.optimize.targets.calibrating import calibrate as calibrated
+    from codriver.optimize.targets.calibrating import variants
+    from codriver.optimize.targets.host import kept
+    from codriver.optimize.targets.target import home
 
     figures = kept()
     if figures is None:
@@ -152,8 +152,8 @@ def predict(
 ) -> None:
     """Time to a first token, tokens a second and memory of a file on a target, with the error on this machine."""
     _need_numpy()
-    from codriver.optimize.predict import predict as predicted
-    from codriver.optimize.target import find_target
+    from codriver.optimize.targets.predict import predict as predicted
+    from codriver.optimize.targets.target import find_target
 
     profile = find_target(target)
     rows = predicted(_file(model), profile, tokens or (64, 512))
@@ -183,8 +183,8 @@ def sustain(
 ) -> None:
     """Runs back to back without a pause: what each took, and whether they grow slower."""
     _need_numpy()
-    from codriver.optimize.sustain import sustain as sustained
-    from codriver.optimize.target import find_target
+    from codriver.optimize.targets.sustain import sustain as sustained
+    from codriver.optimize.targets.target import find_target
 
     lasts = _lasts(find_target(target), ambient)[0] if target is not None else ""
     found = sustained(_file(model), threads, runs, tokens)
@@ -212,7 +212,7 @@ def sustain(
 
 def _lasts(target: Target, ambient: float) -> tuple[str, float]:
     """In words, and the share of its speed that a target keeps for good at full load. Errors: ``BadConfigValue``."""
-    from codriver.optimize.thermal import load_w, node_of
+    from codriver.optimize.targets.thermal import load_w, node_of
 
     node, power = node_of(target, ambient), load_w(target, 1.0)
     seconds, share = node.seconds_to_throttle(power), node.sustained_share(power)

@@ -17,8 +17,8 @@ from codriver.core.config import setting
 from codriver.core.errors import BadConfigValue, MissingFile
 
 from ..recipe import Workshop
-from ..torch_llama import Tensor, TorchDecoder, Weights, write_tensors
-from ..training import Schedule, Teacher, Windows, kl, train
+from .torch_llama import Tensor, TorchDecoder, Weights, write_tensors
+from .training import Schedule, Teacher, Windows, kl, train
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from codriver.core.config import setting
 
 from ..decoder import block_of
 from ..recipe import Workshop
-from ..torch_llama import Tensor, Tensors, TorchDecoder, Weights, write_tensors
-from ..training import Schedule, Teacher, Windows, kl, train
+from .torch_llama import Tensor, Tensors, TorchDecoder, Weights, write_tensors
+from .training import Schedule, Teacher, Windows, kl, train
 
 
 @dataclass(frozen=True)

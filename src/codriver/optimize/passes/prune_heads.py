@@ -15,10 +15,10 @@ from codriver.core.config import setting
 from codriver.core.errors import BadConfigValue, BadModelFile
 
 from ..calibrate import Inputs, read_inputs
-from ..cutting import Choice, Cut, write_cut
 from ..decoder import Decoder, as_many_layers, only_plain, read_decoder
 from ..gguf_file import GgufFile
 from ..recipe import Workshop
+from .cutting import Choice, Cut, write_cut
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from codriver.core.config import setting
 from ..decoder import EMBEDDING, OUTPUT
 from ..gguf_file import fits
 from ..recipe import Workshop
-from ..torch_llama import Tensor, TorchDecoder, Weights, write_tensors
-from ..training import Schedule, Teacher, Windows, kl, train
+from .torch_llama import Tensor, TorchDecoder, Weights, write_tensors
+from .training import Schedule, Teacher, Windows, kl, train
 
 _BLOCK = 32
 

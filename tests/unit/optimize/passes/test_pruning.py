@@ -9,13 +9,13 @@ import pytest
 
 from codriver.core.artifact import load_artifact
 from codriver.core.errors import BadConfigValue, BadModelFile
-from codriver.optimize.cutting import losses, mended
 from codriver.optimize.decoder import read_decoder
 from codriver.optimize.evaluate import Run, evaluate
 from codriver.optimize.gguf_file import Changes, GgufFile, rewrite
 from codriver.optimize.gptq import output_loss
 from codriver.optimize.llama_runtime import LlamaModel
 from codriver.optimize.optimise import Optimisation
+from codriver.optimize.passes.cutting import losses, mended
 from codriver.optimize.passes.prune_blocks import PruneBlocks, influence
 from codriver.optimize.passes.prune_channels import PruneChannels
 from codriver.optimize.passes.prune_heads import PruneHeads

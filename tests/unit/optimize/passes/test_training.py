@@ -69,7 +69,7 @@ def exact_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_logits_are_those_of_the_runtime(
     torch: Any, exact_runtime: None, request: pytest.FixtureRequest, words: str, which: str
 ) -> None:
-    from codriver.optimize.torch_llama import TorchDecoder, Weights
+    from codriver.optimize.passes.torch_llama import TorchDecoder, Weights
 
     file: Path = request.getfixturevalue(which)
     with LlamaModel(file) as model, model.context(200, 1) as context:
@@ -121,7 +121,7 @@ def test_a_student_ends_its_blocks_where_the_teacher_begins_the_next_that_it_has
     torch: Any, plain_model: Path, tmp_path: Path
 ) -> None:
     from codriver.optimize.passes.distil import layer_map
-    from codriver.optimize.torch_llama import TorchDecoder
+    from codriver.optimize.passes.torch_llama import TorchDecoder
 
     teacher, source = TorchDecoder(plain_model), GgufFile(plain_model)
     last, first = tmp_path / "last.gguf", tmp_path / "first.gguf"

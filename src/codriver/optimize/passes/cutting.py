@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from codriver.core.gguf import GgufTensor
 
-from .calibrate import MomentsAhead, Read
-from .ggml import Bytes, Floats, quantise
-from .gguf_file import Changes, GgufFile, rewrite
+from ..calibrate import MomentsAhead, Read
+from ..ggml import Bytes, Floats, quantise
+from ..gguf_file import Changes, GgufFile, rewrite
 
 _DAMPING = 0.01
 Places = NDArray[np.intp]

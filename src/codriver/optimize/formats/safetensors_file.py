@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from codriver.core.errors import BadModelFile, MissingFile
 
-from .ggml import Floats
+from ..ggml import Floats
 
 _LARGEST_HEADER = 100 << 20  # as the reference implementation has it
 _TYPES = {

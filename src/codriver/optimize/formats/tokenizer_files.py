@@ -13,8 +13,8 @@ from typing import Any
 
 from codriver.core.errors import BadModelFile
 
-from .gguf_arrays import arrays
-from .gguf_file import GgufFile
+from ..gguf_arrays import arrays
+from ..gguf_file import GgufFile
 from .gguf_writer import Value
 from .json_file import read_json
 

@@ -15,10 +15,10 @@ import msgspec
 
 from codriver.core.errors import BadConfigValue
 
+from ..saving import save
 from . import report_plots as plots
 from .report_data import Latency, ReportData, SizeTruth, Told, gather
 from .report_plots import label
-from .saving import save
 
 
 def write(folders: Sequence[Path], file: Path) -> ReportData:
@@ -75,7 +75,7 @@ def _framed(title: str, sections: Sequence[str]) -> str:
 
 
 def _template() -> str:
-    return files("codriver.optimize").joinpath("report.html").read_text("utf-8")
+    return files("codriver.optimize.reports").joinpath("report.html").read_text("utf-8")
 
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", kind: str = "") -> str:

@@ -1,10 +1,10 @@
 """This machine as a target: what its memory lets through, how fast llama.cpp multiplies on it, and what it has.
 
-``python -m codriver.optimize.host THREADS REPEATS`` measures and prints JSON; :func:`measure` runs that in a process of
-its own and keeps it, as a profile (``host.toml``) and with the spread over the repeats (``host.json``). Repeats are
-interleaved: each test once, then all of them again. Memory: STREAM's rule (McCalpin 1995) that an array is at least
-four times the last-level cache. Times are the process's own (``matmul.busy_s``), so that others on the machine cost a
-figure less; the load is kept beside it.
+``python -m codriver.optimize.targets.host THREADS REPEATS`` measures and prints JSON; :func:`measure` runs that in a
+process of its own and keeps it, as a profile (``host.toml``) and with the spread over the repeats (``host.json``).
+Repeats are interleaved: each test once, then all of them again. Memory: STREAM's rule (McCalpin 1995) that an array is
+at least four times the last-level cache. Times are the process's own (``matmul.busy_s``), so that others on the machine
+cost a figure less; the load is kept beside it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import numpy as np
 
 from codriver.core.errors import SetupError
 
+from ..saving import save
 from .matmul import Shape, busy_s, product
-from .saving import save
 from .target import home
 
 KINDS = ("F32", "F16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "Q3_K", "Q2_K")
@@ -73,8 +73,8 @@ class HostFigures(msgspec.Struct, frozen=True):
 
 
 def measure(threads: int, repeats: int) -> HostFigures:
-    """Measure and keep it below :func:`~codriver.optimize.target.home`. Errors: :class:`SetupError`."""
-    command = [sys.executable, "-m", "codriver.optimize.host", str(threads), str(repeats)]
+    """Measure and keep it below :func:`~codriver.optimize.targets.target.home`. Errors: :class:`SetupError`."""
+    command = [sys.executable, "-m", "codriver.optimize.targets.host", str(threads), str(repeats)]
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:

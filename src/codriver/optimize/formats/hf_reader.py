@@ -14,7 +14,7 @@ import numpy as np
 
 from codriver.core.errors import BadConfigValue, BadModelFile
 
-from .ggml import Floats
+from ..ggml import Floats
 from .gguf_writer import Planned, Value, write_gguf
 from .hf_folder import MATRIX_NAMES, NORM_NAMES
 from .json_file import read_json

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .decoder import Decoder
-from .exportable import exportable
+from ..decoder import Decoder
+from ..exportable import exportable
 from .onnx_decoder import GRAPH, write_decoder
 from .onnx_weights import Packed, copied, rounded
 from .tokenizer_files import end_tokens, write_tokenizer

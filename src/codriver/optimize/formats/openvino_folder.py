@@ -13,7 +13,7 @@ from pathlib import Path
 
 from codriver.core.errors import BadModelFile, MissingExtra
 
-from .exportable import exportable
+from ..exportable import exportable
 from .whole_folder import whole_folder
 
 # As the engine of OpenVINO has them: tried with OpenVINO GenAI 2026.4; its converter names no other.

@@ -23,10 +23,10 @@ import numpy as np
 from codriver.core.artifact import Measured
 from codriver.core.errors import MissingFile
 
-from .gguf_file import GgufFile
+from ..gguf_file import GgufFile
+from ..requirement import Requirement
 from .host import HostFigures, kept
 from .matmul import LAID_OUT
-from .requirement import Requirement
 from .target import HOST, Target, home
 
 _KV_BYTES = 2  # llama.cpp keeps keys and values as F16

@@ -161,7 +161,7 @@ class _File:
 
 def shipped() -> list[str]:
     """The names of the profiles that come with the package."""
-    found = (entry.name for entry in files("codriver.optimize").joinpath("targets").iterdir())
+    found = (entry.name for entry in files("codriver.optimize.targets").iterdir())
     return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
 
 
@@ -185,7 +185,7 @@ def find_target(name: str) -> Target:
         return read_target(file, file.name if file.stem == HOST else file.stem)
     if name not in shipped():
         raise UnknownEntry(f"There is no target '{name}'. Known: {', '.join([HOST, *shipped()])}, or a TOML file.")
-    return read_target(Path(str(files("codriver.optimize").joinpath("targets", f"{name}.toml"))), name)
+    return read_target(Path(str(files("codriver.optimize.targets").joinpath(f"{name}.toml"))), name)
 
 
 def read_target(file: Path, name: str) -> Target:

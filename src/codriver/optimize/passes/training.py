@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from codriver.core.config import setting
 from codriver.core.errors import BadConfigValue, DiskFull
 
-from .llama_runtime import LlamaModel
-from .recipe import Workshop
+from ..llama_runtime import LlamaModel
+from ..recipe import Workshop
 from .torch_llama import Tensor, TorchDecoder, Weights
 
 _WARM, _SLOWEST = 0.1, 0.1  # the share of steps that warms up; what is left of the rate at the end

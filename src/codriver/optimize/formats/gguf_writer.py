@@ -16,7 +16,7 @@ from pathlib import Path
 
 from codriver.core.errors import BadModelFile, DiskFull
 
-from .ggml import NUMBERS, Floats, quantise, size_bytes
+from ..ggml import NUMBERS, Floats, quantise, size_bytes
 
 Value = bool | int | float | str | Sequence[str] | Sequence[int]
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9

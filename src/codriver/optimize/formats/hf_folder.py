@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .decoder import Decoder
-from .exportable import exportable
-from .ggml import Floats
+from ..decoder import Decoder
+from ..exportable import exportable
+from ..ggml import Floats
 from .onnx_weights import BLOCK, Packed, codes_of, copied, rounded
 from .safetensors_file import Made, write_tensors
 from .tokenizer_files import end_tokens, write_tokenizer

@@ -2,7 +2,7 @@
 
 Each run reads a prompt and writes tokens. The drift is Theil and Sen's slope (Sen 1968) over the runs, in percent of
 the median over the whole test, with its 95 % interval from Kendall's statistic: a single slow run does not make one.
-Run as ``python -m codriver.optimize.sustain FILE THREADS RUNS TOKENS``; it prints one JSON object.
+Run as ``python -m codriver.optimize.targets.sustain FILE THREADS RUNS TOKENS``; it prints one JSON object.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import msgspec
 
 from codriver.core.errors import BadModelFile
 
+from ..llama_runtime import LlamaModel
 from .host import frequencies_ghz, temperatures
-from .llama_runtime import LlamaModel
 
 _WRITTEN = 32
 
@@ -67,7 +67,7 @@ class Sustained(msgspec.Struct, frozen=True):
 
 def sustain(file: Path, threads: int, runs: int, prompt_tokens: int) -> Sustained:
     """Errors: :class:`BadModelFile` with what the process said last."""
-    command = [sys.executable, "-m", "codriver.optimize.sustain", str(file), str(threads), str(runs)]
+    command = [sys.executable, "-m", "codriver.optimize.targets.sustain", str(file), str(threads), str(runs)]
     done = subprocess.run([*command, str(prompt_tokens)], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]

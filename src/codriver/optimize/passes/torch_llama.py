@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from codriver.core.errors import BadModelFile
 
-from .decoder import EMBEDDING, LAST_NORM, OUTPUT, ROPE_FACTORS, none_missing, none_unknown, only_plain, read_decoder
-from .ggml import Floats, quantise
-from .gguf_file import Changes, GgufFile, rewrite
+from ..decoder import EMBEDDING, LAST_NORM, OUTPUT, ROPE_FACTORS, none_missing, none_unknown, only_plain, read_decoder
+from ..ggml import Floats, quantise
+from ..gguf_file import Changes, GgufFile, rewrite
 
 Tensor = Any  # torch is not there where the types are checked
 Tensors = Mapping[str, Tensor]

@@ -14,15 +14,15 @@ from codriver.core.errors import BadConfigValue
 Writer = Callable[[Path, Path, Callable[[str], None]], None]
 
 FORMATS = {
-    "compressed-tensors": "codriver.optimize.hf_folder:write_w4a16",
-    "compressed-tensors-int8": "codriver.optimize.hf_folder:write_w8a16",
-    "gguf": "codriver.optimize.hf_reader:write_f16",
-    "gguf-f32": "codriver.optimize.hf_reader:write_f32",
-    "onnx-genai": "codriver.optimize.genai_folder:write_as_is",
-    "onnx-genai-int8": "codriver.optimize.genai_folder:write_int8",
-    "onnx-genai-int4": "codriver.optimize.genai_folder:write_int4",
-    "openvino": "codriver.optimize.openvino_folder:write_as_is",
-    "safetensors": "codriver.optimize.hf_folder:write_plain",
+    "compressed-tensors": "codriver.optimize.formats.hf_folder:write_w4a16",
+    "compressed-tensors-int8": "codriver.optimize.formats.hf_folder:write_w8a16",
+    "gguf": "codriver.optimize.formats.hf_reader:write_f16",
+    "gguf-f32": "codriver.optimize.formats.hf_reader:write_f32",
+    "onnx-genai": "codriver.optimize.formats.genai_folder:write_as_is",
+    "onnx-genai-int8": "codriver.optimize.formats.genai_folder:write_int8",
+    "onnx-genai-int4": "codriver.optimize.formats.genai_folder:write_int4",
+    "openvino": "codriver.optimize.formats.openvino_folder:write_as_is",
+    "safetensors": "codriver.optimize.formats.hf_folder:write_plain",
 }
 
 

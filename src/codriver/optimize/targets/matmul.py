@@ -17,8 +17,8 @@ import numpy as np
 
 from codriver.core.errors import MissingExtra
 
-from .ggml import NUMBERS, Bytes, library, quantise
-from .llama_runtime import GgmlTensor
+from ..ggml import NUMBERS, Bytes, library, quantise
+from ..llama_runtime import GgmlTensor
 
 LAID_OUT = ("Q4_0", "Q4_K", "IQ4_NL")  # ggml-cpu/repack.cpp, on AVX2 and on Arm's dot products
 _LAYING_OUT = "_Z35ggml_backend_cpu_repack_buffer_typev"

@@ -14,9 +14,9 @@ import numpy as np
 
 from codriver.core.gguf import GgufTensor
 
-from .blocks import FORMATS
-from .ggml import Bytes, Floats
-from .gguf_file import GgufFile
+from ..blocks import FORMATS
+from ..ggml import Bytes, Floats
+from ..gguf_file import GgufFile
 
 BLOCK = 32
 

@@ -1,8 +1,8 @@
 """Measuring files on this machine to calibrate predictions by, and making the files: one model in several types.
 
-``python -m codriver.optimize.calibrating THREADS RUNS FILE TOKENS…`` measures one file in a process of its own. Times
-are the process's own (:func:`~codriver.optimize.matmul.busy_s`), the fastest of the runs: what a machine does that has
-nothing else to do.
+``python -m codriver.optimize.targets.calibrating THREADS RUNS FILE TOKENS…`` measures one file in a process of its own.
+Times are the process's own (:func:`~codriver.optimize.targets.matmul.busy_s`), the fastest of the runs: what a machine
+does that has nothing else to do.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import msgspec
 from codriver.core.artifact import sha256_of
 from codriver.core.errors import BadConfigValue, BadModelFile
 
-from .ggml import quantise
-from .gguf_file import Changes, GgufFile, fits, rewrite
+from ..ggml import quantise
+from ..gguf_file import Changes, GgufFile, fits, rewrite
+from ..latency import peak_bytes
+from ..llama_runtime import LlamaModel
+from ..rounding import GUESSED
+from ..saving import save
 from .host import HostFigures
-from .latency import peak_bytes
-from .llama_runtime import LlamaModel
 from .matmul import busy_s
 from .predict import LEAST_FILES, Calibration, Timed, fit, here, layout_of, leave_one_out
-from .rounding import GUESSED
-from .saving import save
 from .target import home
 
 PROMPTS = (64, 256)
@@ -89,7 +89,7 @@ def variants(source: Path, folder: Path, kinds: Sequence[str] = VARIANTS) -> lis
 
 def timed_here(file: Path, threads: int, runs: int) -> Timed:
     """Errors: :class:`BadModelFile` with what the process said last."""
-    command = [sys.executable, "-m", "codriver.optimize.calibrating", str(threads), str(runs), str(file)]
+    command = [sys.executable, "-m", "codriver.optimize.targets.calibrating", str(threads), str(runs), str(file)]
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run([*command, *map(str, PROMPTS)], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:

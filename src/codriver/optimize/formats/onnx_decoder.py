@@ -17,8 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from .decoder import Decoder
-from .exportable import rotation, vector
+from ..decoder import Decoder
+from ..exportable import rotation, vector
 from .onnx_weights import BLOCK, Packed, joined
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"

@@ -15,8 +15,8 @@ from codriver.core.artifact import Artifact, Measured, load_artifact
 from codriver.core.errors import BadConfigValue, BadModelFile
 from codriver.core.gguf import TENSOR_TYPES
 
-from .allocate import Choice
-from .inspect import inspect
+from ..allocate import Choice
+from ..inspect import inspect
 from .percentiles import SHOWN, median, percentile
 
 SENSITIVITY = "sensitivity.json"

@@ -1,0 +1,1 @@
+"""What was measured of artifacts, on a page and in a plot."""
