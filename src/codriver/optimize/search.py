@@ -139,8 +139,10 @@ class Search:
             *(proposal.recipe, proposal.kinds, proposal.damping, key, size, expected, "expected"),
             values={"size": float(size), "kl": expected}, broken=[], missed=[],
         )  # fmt: skip
-        limits = [one for one in measuring.requirements if one.key == "kl"]
-        if any(expected > _HOPELESS * one.limit for one in limits) and any(one.state == "measured" for one in records):
+        # The first trial is measured in any case: what nothing can meet must end, with the nearest.
+        first = not any(one.state == "measured" for one in records)
+        limits = [] if first else [one for one in measuring.requirements if one.key == "kl"]
+        if any(expected > _HOPELESS * one.limit for one in limits):
             return _judged(begun, measuring)
         file = self._file(key)
         how = variant.write(file, chosen, proposal.damping)

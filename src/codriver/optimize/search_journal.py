@@ -11,12 +11,12 @@ import msgspec
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from .search_space import DAMPINGS, KINDS, Proposal
 
 T = TypeVar("T")
-_RECORD, _BROKEN = "record", "broken"
+_RECORD = "record"
 _FIRST = 8  # proposals before what was learned counts
 
 
@@ -31,9 +31,7 @@ class Journal:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study = optuna.create_study(
                 storage=JournalStorage(JournalFileBackend(str(folder / "search.journal"))),
-                sampler=optuna.samplers.TPESampler(
-                    seed=seed, multivariate=True, n_startup_trials=_FIRST, constraints_func=_constraints
-                ),
+                sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=_FIRST),
                 study_name=name,
                 directions=["minimize", "minimize"],
                 load_if_exists=True,
@@ -64,10 +62,6 @@ class Journal:
         """``values``: to be small. ``broken``: above 0 where a requirement is missed."""
         trial = self._asked.pop(proposal.number)
         trial.set_user_attr(_RECORD, msgspec.json.encode(record).decode())
-        trial.set_user_attr(_BROKEN, list(broken))
+        for number, over in enumerate(broken):
+            trial.set_constraint(str(number), over)
         self._study.tell(trial, list(values))
-
-
-def _constraints(trial: FrozenTrial) -> Sequence[float]:
-    found: Sequence[float] = trial.user_attrs.get(_BROKEN) or [0.0]
-    return found

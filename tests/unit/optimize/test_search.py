@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("optuna", reason="the extra 'optimize' brings Optuna")
 
 from codriver.core.artifact import load_artifact
+from codriver.core.errors import RequirementMissed
 from codriver.optimize.optimise import Optimisation
 from codriver.optimize.recipe import NO_PASSES
 from codriver.optimize.requirement import parse_requirements
@@ -58,7 +59,7 @@ def test_proposals_move_to_where_requirements_are_met(tmp_path: Path) -> None:
     assert sum(shares[20:]) / 20 > 0.6 > sum(shares[1:9]) / 8
 
 
-def test_a_search_ends_in_time_and_goes_on(short_model: Path, sentences: str, tmp_path: Path) -> None:
+def test_a_search_ends_in_time_and_goes_on(tiny_model: Path, sentences: str, tmp_path: Path) -> None:
     sizes = {"windows": 8, "judged": 4, "sensed": 1, "bands": 1, "runs": 1}
     settings = Settings(sentences, sentences[: len(sentences) // 2], kinds=("Q4_0", "Q5_0", "Q8_0"), **sizes)  # type: ignore[arg-type]
     steps: list[str] = []
@@ -69,8 +70,8 @@ def test_a_search_ends_in_time_and_goes_on(short_model: Path, sentences: str, tm
 
     def search(out: Path, seconds: float, clock: Callable[[], float]) -> list[str]:
         steps.clear()
-        optimisation = Optimisation(short_model, out, settings, told)
-        found = Search(optimisation, {"none": NO_PASSES}, seconds, clock).run(parse_requirements("size<=28MB, kl<=0.5"))
+        optimisation = Optimisation(tiny_model, out, settings, told)
+        found = Search(optimisation, {"none": NO_PASSES}, seconds, clock).run(parse_requirements("size<=4500kB, kl<=3"))
         assert found.missed == ()
         return [step for step in steps if step.startswith("trial ")]
 
@@ -87,3 +88,15 @@ def test_a_search_ends_in_time_and_goes_on(short_model: Path, sentences: str, tm
     best = {one.metric: one.value for one in load_artifact(second).card}
     assert best["kl"] == min(one.kl for one in found.front if not one.missed)
     assert [one.size_bytes for one in found.front] == sorted(one.size_bytes for one in found.front)
+
+
+def test_what_nothing_meets_ends_with_the_nearest(tiny_model: Path, sentences: str, tmp_path: Path) -> None:
+    sizes = {"windows": 8, "judged": 4, "sensed": 1, "bands": 1, "runs": 1}
+    settings = Settings(sentences, sentences[: len(sentences) // 2], kinds=("Q4_0", "Q8_0"), **sizes)  # type: ignore[arg-type]
+    out = tmp_path / "out"
+    optimisation = Optimisation(tiny_model, out, settings, lambda step: lambda done, of: None)
+    with pytest.raises(RequirementMissed, match=r"No artifact meets kl<=1e-12 \(it has .*\)\. The nearest is kept in"):
+        Search(optimisation, {"none": NO_PASSES}, 0.0, lambda: 0.0).run(
+            parse_requirements("size<=5MB, kl<=0.000000000001")
+        )
+    assert load_artifact(out).files and read_found(out) is not None
