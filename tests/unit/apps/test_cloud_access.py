@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from codriver.apps import cloud as cloud_app
 from codriver.apps.cloud import Cloud
 from codriver.apps.settings import CloudAccess, CloudConfig, InTheCloud, VehicleConfig
 from codriver.apps.vehicle import _cloud_config
+from codriver.core.engine import Capability
 from codriver.core.errors import BadConfigValue
 from codriver.engines.null import Null
 from codriver.engines.openai import OpenAIConfig, OpenAIServer
@@ -55,13 +57,17 @@ def test_scoring_needs_its_way_to_go_on(prefill: str) -> None:
     assert found.value.param == "cloud.verify"
 
 
-@pytest.mark.parametrize(("kind", "wrapped"), [("null", True), ("llama_cpp", False)])
-async def test_a_cloud_goes_on_whatever_its_engine(kind: Any, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("can", "wrapped"), [(set(), True), ({"json_resume"}, False)])
+async def test_a_cloud_goes_on_whatever_its_engine(
+    can: set[Capability], wrapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def null(*_: object) -> Null:
-        return Null()
+        engine = Null()
+        engine.card = replace(engine.card, capabilities=engine.card.capabilities | can)
+        return engine
 
     monkeypatch.setattr(cloud_app, "start_on_board", null)
-    cloud = Cloud(CloudConfig(engine=InTheCloud(kind=kind)))
+    cloud = Cloud(CloudConfig(engine=InTheCloud(kind="null")))
     async with cloud_app.engine(cloud):
         assert isinstance(cloud.engine, GoesOn) == wrapped
 

@@ -108,7 +108,8 @@ def runtime_default(source: Path, target: Path, pictures: Sequence[Floats]) -> N
             return None if one is None else {name: one}
 
     prepared = target.with_name(f"{target.stem}-prepared.onnx")
-    quant_pre_process(source, prepared)
+    # Symbols in shapes are for transformers; they are sympy's work, which is not installed for this alone.
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)
     quantize_static(prepared, target, _Reader())
 
 
