@@ -15,7 +15,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from codriver.core.clock import SYSTEM_CLOCK, Clock
 from codriver.core.config import setting
@@ -26,26 +26,16 @@ from codriver.core.messages import ChatRequest
 from .json_subset import closed
 from .onnx_genai_steps import LENGTH, STOP, Generators, Wish
 from .step_loop import StepLoop
-from .stepped import Stepped, refuse_each, refused_by_all, wanted_schema
+from .stepped import Stepped, SteppedConfig, refuse_each, refused_by_all, wanted_schema
 
 SETTINGS, TOKENIZER = "genai_config.json", "tokenizer.json"
 
 
 @dataclass(frozen=True)
-class OnnxGenaiConfig:
+class OnnxGenaiConfig(SteppedConfig):
     """One model in this process."""
 
-    id: str = setting("vehicle", "The engine's name.")
     model: Path = setting(Path("model"), "The folder with genai_config.json.")
-    locality: Literal["vehicle", "cloud"] = setting("vehicle", "Where the engine runs.")
-    context_tokens: int = setting(2048, "Context of one conversation, in tokens.", least=64)
-    slots: int = setting(4, "Conversations that are answered at once.", least=1, most=64)
-    threads: int = setting(0, "Threads that compute; 0 means every core this process may use.", least=0)
-    batch_tokens: int = setting(
-        256, "Prompt tokens per step; a prompt that is being read can be cancelled between steps.", least=32, most=4096
-    )
-    input_usd: float = setting(0.0, "US dollars per million input tokens, for the budget.", least=0)
-    output_usd: float = setting(0.0, "US dollars per million output tokens, for the budget.", least=0)
 
 
 def why_not(model: Path) -> str | None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from codriver.core.clock import SYSTEM_CLOCK, Clock
+from codriver.core.config import setting
 from codriver.core.deadline import Deadline
 from codriver.core.engine import EngineCard, Health, TextOnly
 from codriver.core.errors import (
@@ -27,6 +30,23 @@ from .answer_writer import AnswerWriter
 from .json_subset import WORDS, fits
 from .openai_link import Expiry
 from .step_loop import Job, StepLoop
+
+
+@dataclass(frozen=True)
+class SteppedConfig:
+    """One model in this process; what it is loaded from is the runtime's to say."""
+
+    id: str = setting("vehicle", "The engine's name.")
+    model: Path = setting(Path("model"), "The model.")
+    locality: Literal["vehicle", "cloud"] = setting("vehicle", "Where the engine runs.")
+    context_tokens: int = setting(2048, "Context of one conversation, in tokens.", least=64)
+    slots: int = setting(4, "Conversations that are answered at once.", least=1, most=64)
+    threads: int = setting(0, "Threads that compute; 0 means every core this process may use.", least=0)
+    batch_tokens: int = setting(
+        256, "Prompt tokens per step; a prompt that is being read can be cancelled between steps.", least=32, most=4096
+    )
+    input_usd: float = setting(0.0, "US dollars per million input tokens, for the budget.", least=0)
+    output_usd: float = setting(0.0, "US dollars per million output tokens, for the budget.", least=0)
 
 
 class Stepped(TextOnly):

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from operator import methodcaller
 from pathlib import Path
 from typing import Literal
 
@@ -141,7 +142,7 @@ async def tune(trials: Sequence[Trial], sha256: str, amounts: Amounts, tell: Cal
         for number in range(amounts.rounds + 1):
             await each(
                 f"round {number} of {amounts.rounds}" if number else "warms up",
-                lambda trial, number=number: trial.round(words, number, amounts.written),  # type: ignore[misc]
+                methodcaller("round", words, number, amounts.written),
                 number,
             )
         right = [await reference.answer(question, amounts.tokens) for question in amounts.questions]

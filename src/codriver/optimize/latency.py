@@ -43,7 +43,7 @@ def main(file: Path, threads: int, runs: int, prompts: Sequence[int]) -> list[Me
             first_s = {tokens: [_first(context, tokens) for _ in range(runs + 1)][1:] for tokens in prompts}
             wrote = [_writes(context) for _ in range(runs + 1)][1:]
             rss = peak_bytes() - before
-    note = f"{threads} threads, median of {runs}"
+    note = f"{threads} threads, median of {runs}, from the least to the most"
     found = [_row(f"ttft_ms@{tokens}", [1e3 * s for s in taken], "ms", note) for tokens, taken in first_s.items()]
     return [*found, _row("decode_tps", wrote, "tokens/s", note), Measured("rss", float(rss), "bytes", 1)]
 

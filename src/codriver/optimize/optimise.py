@@ -23,7 +23,6 @@ from codriver.core.writing import writing
 from .allocate import Allocation
 from .evaluate import WINDOW, Fit, compare, evaluate
 from .gguf_file import GgufFile
-from .gptq import DAMPING
 from .predictions import kept_predictions
 from .requirement import Requirement
 from .task import Settings, Task, Told, begin
@@ -111,7 +110,7 @@ class Optimisation:
         best: Trial | None = None
         for number, chosen in enumerate(self._allocations(variant, requirements)):
             file = self.task.work / f"trial-{number}.gguf"
-            trial = measuring.trial(variant, file, variant.write(file, chosen, DAMPING))
+            trial = measuring.trial(variant, file, variant.write(file, chosen))
             if best is None or len(trial.missed) <= len(best.missed):
                 best = trial
             if not trial.missed:
