@@ -57,7 +57,7 @@ Threads = Annotated[int, typer.Option(help="Threads of the runtime.", min=1)]
 Windows = Annotated[int, typer.Option(help="Windows of 512 tokens that are scored.", min=1)]
 _THREADS = max(1, os.cpu_count() or 1)
 _TEXT_BYTES = 1 << 30
-_VISION = (".onnx", ".weights")
+_VISION = (".onnx", ".weights", ".pth")
 
 
 @app.command("run", hidden=True)

@@ -74,7 +74,8 @@ class VisionTrial:
 def candidates(look: str) -> list[Recipe]:
     """From the plainest to the most careful. What stays float is chosen where a bound on the noise is named."""
     static = StaticInt8(look=look)
-    ways = [static, replace(static, weights="u8"), replace(static, most_noise=_QUIET)]
+    inputs = replace(static, weights="s7", placed="inputs")
+    ways = [static, inputs, replace(static, weights="u8"), replace(static, most_noise=_QUIET)]
     even: tuple[str, Pass] = ("cross-layer-equalise", Equalise())
     return [Recipe((even, ("static-int8", way))) for way in ways]
 
