@@ -58,6 +58,10 @@ def test_inspect_knows_the_catalogue(model_file: Callable[[str], Path]) -> None:
         (["compare", "{folder}"], MissingFile, r"is no artifact: it has no artifact\.json"),
         (["evaluate", "{file}", "--text", "nowhere.txt"], MissingFile, r"text nowhere\.txt does not exist"),
         (["evaluate", "{file}", "--text", "{file}"], BadConfigValue, "is not a text in UTF-8"),
+        (["evaluate", "{file}"], BadConfigValue, "A language model is scored on a text: --text FILE"),
+        (["evaluate", "{file}", "--pictures", "{folder}"], BadConfigValue, r"binary\.gguf is a language model"),
+        (["evaluate", "a/b.onnx", "--text", "{text}"], BadConfigValue, r"b\.onnx is a vision model: it is scored on"),
+        (["evaluate", "a/b.onnx", "--pictures", "{folder}"], BadConfigValue, r"folder has no pictures"),
         (
             ["evaluate", "{file}", "--text", "{text}", "--cache-k", "q9_0"],
             BadConfigValue,

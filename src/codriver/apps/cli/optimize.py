@@ -33,7 +33,9 @@ from codriver.core.writing import writing
 from ..settings import VehicleConfig
 
 if TYPE_CHECKING:
+    from codriver.optimize.inspect import Inspection
     from codriver.optimize.requirement import Requirement
+    from codriver.optimize.vision.inspect import GraphInspection
 
 
 class _Group(typer.core.TyperGroup):
@@ -149,11 +151,7 @@ def _see(
     file: Path, out: Path, wanted: tuple[list[Requirement], list[Path]], given: tuple[Path | None, str, str, int]
 ) -> None:
     """A vision model's way. ``wanted``: requirements and recipes; ``given``: pictures, look, licence, threads."""
-    for module in ("onnx", "onnxruntime", "PIL"):
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtra(
-                "Vision models need onnx, onnxruntime and Pillow: pip install 'codriver[optimize,onnx]'."
-            )
+    _need_vision()
     from codriver.optimize.recipe import load_recipe
     from codriver.optimize.vision.optimise import VisionOptimisation, VisionSettings
     from codriver.optimize.vision.pictures import pictures_in
@@ -178,9 +176,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Effective bits per weight, the type of each tensor, and types that were put in silently."""
-    from codriver.optimize.inspect import inspect as look
-
-    found = look(_file(model))
+    found = _inspected(_file(model))
     if as_json:
         typer.echo(
             json.dumps(
@@ -201,6 +197,7 @@ def inspect(
                         }
                         for one in found.substitutions
                     ],
+                    "operators": dict(getattr(found, "operators", {})),
                     "tensors": {t.name: {"type": t.type, "shape": t.shape} for t in found.tensors} if tensors else {},
                 },
                 indent=1,
@@ -223,15 +220,30 @@ def inspect(
             shape = " × ".join(map(str, tensor.shape))
             table.add_row(tensor.name, tensor.type, shape, f"{tensor.size_bytes / 1e3:.1f}")
         _print(table)
+    if operators := getattr(found, "operators", None):
+        typer.echo("Operators: " + ", ".join(f"{count} {kind}" for kind, count in operators.most_common()))
     for sentence in found.sentences():
         typer.echo(f"· {sentence}")
+
+
+def _inspected(file: Path) -> Inspection | GraphInspection:
+    if file.suffix not in _VISION:
+        from codriver.optimize.inspect import inspect as look
+
+        return look(file)
+    _need_vision()
+    from codriver.optimize.vision.inspect import inspect as look_into
+
+    return look_into(file)
 
 
 @app.command()
 def evaluate(
     model: Model,
-    text: Annotated[Path, typer.Option(help="The text that is scored.")],
-    reference: Annotated[str | None, typer.Option(help="A file whose predictions count as right, for KL.")] = None,
+    text: Annotated[Path | None, typer.Option(help="The text that is scored, for a language model.")] = None,
+    reference: Annotated[str | None, typer.Option(help="A file whose predictions count as right.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="A folder of pictures, for a vision model.")] = None,
+    look: Annotated[str, typer.Option(help="How pictures go in, as 'rgb 0..1', where the file does not say.")] = "",
     windows: Windows = 20,
     cache_k: Annotated[str, typer.Option(help="Type in which keys are held: f16, q8_0, q5_1, q4_0, …")] = "f16",
     cache_v: Annotated[str, typer.Option(help="Type in which values are held.")] = "f16",
@@ -239,8 +251,23 @@ def evaluate(
     read: Annotated[int, typer.Option(help="Read so many tokens at a stretch, for perplexity and memory.")] = 0,
     threads: Threads = _THREADS,
 ) -> None:
-    """Perplexity, KL to a reference, time to the first token, tokens a second and memory of the file itself."""
+    """What the file itself does. A language model: perplexity, KL to a reference, time to the first token, tokens a
+    second, memory. A vision model: agreement with a reference on pictures, latency, memory, in each runtime.
+    """
     _need_numpy()
+    given = _file(model)
+    if given.suffix in _VISION:
+        if text is not None or cells or read or (cache_k, cache_v) != ("f16", "f16"):
+            raise BadConfigValue(
+                f"{given.name} is a vision model: it is scored on --pictures, and has neither a text nor a cache.",
+                param="text",
+            )
+        _judge(given, reference, (pictures, look, threads))
+        return
+    if pictures is not None or look:
+        raise BadConfigValue(f"{given.name} is a language model: it is scored on a --text.", param="pictures")
+    if text is None:
+        raise BadConfigValue("A language model is scored on a text: --text FILE.", param="text")
     from codriver.optimize import kv_cache
     from codriver.optimize.evaluate import Run
     from codriver.optimize.evaluate import evaluate as score
@@ -252,12 +279,12 @@ def evaluate(
         raise BadConfigValue(
             "A window of cells shows in a long text only: say how many tokens to --read.", param="read"
         )
-    file, scored = _file(model), _text(text)
+    file, scored = given, _text(text)
     reading = kv_cache.Reading(cache_k.upper(), cache_v.upper(), cells)
     reading.refuse()
     judge = None if reference is None else _file(reference)
-    for given in (file, *(() if judge is None else (judge,))):
-        check(given)
+    for one in (file, *(() if judge is None else (judge,))):
+        check(one)
     with _telling() as told:
         run = Run(threads, told("scores it"), Cache(reading.keys, reading.values))
         fit = score(file, judge, scored, windows, run)
@@ -270,13 +297,30 @@ def evaluate(
     _cards([(file.name, values | {"scored tokens": float(fit.n), "size": float(file.stat().st_size)})])
 
 
+def _judge(file: Path, reference: str | None, given: tuple[Path | None, str, int]) -> None:
+    """A vision model's way. ``given``: pictures, look, threads."""
+    _need_vision()
+    from codriver.optimize.vision.evaluate import Judging
+    from codriver.optimize.vision.evaluate import evaluate as judge
+    from codriver.optimize.vision.pictures import pictures_in
+
+    pictures, look, threads = given
+    if pictures is None:
+        raise BadConfigValue("A vision model needs a folder of pictures: --pictures FOLDER.", param="pictures")
+    how = Judging(pictures_in(pictures), look, threads=threads)
+    right = None if reference is None else _file(reference)
+    if right is not None and right.suffix not in _VISION:
+        raise BadConfigValue(f"{right} is no vision model: {', '.join(_VISION)} are.", param="reference")
+    card = judge(file, right, how, lambda step: typer.echo(f"{step} …", err=True))
+    _cards([(file.name, {one.metric: one.value for one in card} | {"size": float(file.stat().st_size)})])
+
+
 @app.command()
 def compare(
     models: Annotated[list[str], typer.Argument(help="Artifacts' folders, or files.")],
     plot: Annotated[Path | None, typer.Option(help="Size against KL of artifacts' folders, as .svg or .html.")] = None,
 ) -> None:
     """What was measured of artifacts, side by side."""
-    from codriver.optimize.inspect import inspect as look
     from codriver.optimize.reports.report import write_comparison
 
     if plot is not None:
@@ -286,8 +330,8 @@ def compare(
     for model in models:
         file = _file(model)
         values = {"size": float(file.stat().st_size)}
-        if file.suffix not in _VISION:
-            values["bits"] = look(file).bits
+        if file.suffix != ".weights":  # whose layers are in another file, which the catalogue keeps elsewhere
+            values["bits"] = _inspected(file).bits
         if Path(model).is_dir():
             values |= {one.metric: one.value for one in load_artifact(Path(model)).card}
         told.append((model, values))
@@ -354,6 +398,14 @@ async def _graph_engine(file: Path, python: Path) -> Engine:
 def _need_numpy() -> None:
     if importlib.util.find_spec("numpy") is None:
         raise MissingExtra("Weights are rounded and scored with NumPy: pip install 'codriver[optimize]'.")
+
+
+def _need_vision() -> None:
+    for module in ("onnx", "onnxruntime", "PIL"):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtra(
+                "Vision models need onnx, onnxruntime and Pillow: pip install 'codriver[optimize,onnx]'."
+            )
 
 
 def _cards(told: list[tuple[str, dict[str, float]]]) -> None:
