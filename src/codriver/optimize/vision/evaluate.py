@@ -54,14 +54,17 @@ def evaluate(file: Path, reference: Path | None, how: Judging, told: Callable[[s
     feed = _feed(file, (model, judge), how.look)
     pictures = [feed.read(one) for one in spread(how.pictures, how.scored)]
     with tempfile.TemporaryDirectory(prefix="codriver-evaluate-") as folder:
-        files = {"": Path(folder) / "model.onnx", "reference ": Path(folder) / "reference.onnx"}
-        for name, one in zip(files, (model, judge), strict=True):
-            if one is not None:
-                write_model(one, files[name])
-                told(f"loads {file if not name else reference} in a process of its own")
-                refuse_unusable(files[name])
-        opened = {f"{name}{runtime}": open_graph(files[name], runtime, how.threads)
-                  for runtime in usable() for name in files if files[name].exists()}  # fmt: skip
+        files = {"": _as_onnx(file, model, Path(folder) / "model.onnx")}
+        if reference is not None and judge is not None:
+            files["reference "] = _as_onnx(reference, judge, Path(folder) / "reference.onnx")
+        for one in files.values():
+            told(f"loads {one.name} in a process of its own")
+            refuse_unusable(one)
+        opened = {
+            f"{name}{runtime}": open_graph(one, runtime, how.threads)
+            for runtime in usable()
+            for name, one in files.items()
+        }
         told(f"runs {len(pictures)} pictures")
         rows = _agreements(model, judge, feed, (opened, pictures))
         told("times it")
@@ -108,6 +111,14 @@ def _latencies(opened: dict[str, Graph], pictures: Sequence[Floats], how: Judgin
         ratio = times[runtime].p50_ms / times[quickest].p50_ms
         rows.append(_in(runtime, Measured("latency_ratio", ratio, "×", how.rounds, note=f"over the {quickest}")))
     return rows
+
+
+def _as_onnx(file: Path, model: onnx.ModelProto, target: Path) -> Path:
+    """The file itself where a runtime reads it, so that errors name it."""
+    if file.suffix == ".onnx":
+        return file
+    write_model(model, target)
+    return target
 
 
 def _in(runtime: str, row: Measured) -> Measured:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,22 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"PK\x03\x04")
     with pytest.raises(BadModelFile, match=r"x\.onnx is no ONNX graph"):
         inspect(tmp_path / "x.onnx")
+
+
+def test_a_hurt_file_is_told_or_refused_and_never_more(tmp_path: Path) -> None:
+    whole, dice, told = quantised(tmp_path, "inputs").read_bytes(), random.Random(2), 0
+    file = tmp_path / "hurt.onnx"
+    for _ in range(150):
+        raw = bytearray(whole)
+        for _ in range(dice.randrange(1, 4)):
+            raw[dice.randrange(len(raw))] = dice.randrange(256)
+        file.write_bytes(bytes(raw))
+        try:
+            inspect(file).sentences()
+            told += 1
+        except BadModelFile as error:
+            assert str(file) in str(error)
+    assert 10 < told < 140
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
