@@ -71,7 +71,7 @@ class Case:
 def run(quick: bool = False) -> Report:
     """Errors: :class:`MissingFile` without the pictures."""
     begun = datetime.now(UTC).isoformat(timespec="seconds")
-    sizes = Sizes(6, 16, 12, _QUICK) if quick else Sizes(12, 40, 30)
+    sizes = Sizes(6, 16, 12, _QUICK) if quick else Sizes(8, 40, 24)
     with tempfile.TemporaryDirectory(prefix="codriver-vision-") as folder:
         rows = [row for case in _cases(quick, Path(folder)) for row in _measure(case, Path(folder), sizes)]
     return Report("compress-vision", machine(), begun, rows)
