@@ -19,6 +19,8 @@ from codriver.optimize.requirement import parse_requirements
 from codriver.optimize.rounding import Rounder, Text, write_reference, write_rounded
 from codriver.optimize.sensitivity import Group, choices
 from codriver.optimize.task import Settings
+from codriver.optimize.task_sets.asking import ask
+from codriver.optimize.task_sets.questions import Question, TaskSet
 
 
 @pytest.fixture
@@ -26,9 +28,12 @@ def steps() -> list[str]:
     return []
 
 
+ASKED = TaskSet("own", tuple(Question(f"Is {n} even?", "AB"[n % 2], ("yes", "no")) for n in range(4)), whole=4)
+
+
 def optimisation(model: Path, out: Path, text: str, steps: list[str]) -> Optimisation:
     sizes = {"windows": 8, "judged": 1, "sensed": 1, "bands": 1, "runs": 1}
-    settings = Settings(text, text[: len(text) // 2], kinds=("Q4_0", "Q5_0", "Q8_0"), **sizes)
+    settings = Settings(text, text[: len(text) // 2], kinds=("Q4_0", "Q5_0", "Q8_0"), task_sets=(ASKED,), **sizes)
 
     def told(step: str) -> Callable[[int, int], None]:
         steps.append(step)
@@ -41,7 +46,7 @@ def test_an_artifact_meets_its_requirement_and_says_how_it_was_measured(
     short_model: Path, sentences: str, tmp_path: Path, steps: list[str]
 ) -> None:
     out = tmp_path / "artifact"
-    required = parse_requirements("size<=28MB, kl<=0.5, ttft_ms<=60000@64")
+    required = parse_requirements("size<=28MB, kl<=0.5, ttft_ms<=60000@64, own>=-100%, own_flips<=1", ["own"])
     trial = optimisation(short_model, out, sentences, steps).run(required)
     assert trial.missed == ()
     artifact = load_artifact(out)
@@ -50,6 +55,9 @@ def test_an_artifact_meets_its_requirement_and_says_how_it_was_measured(
     assert file.stat().st_size == card["size"].value <= 28e6
     assert card["kl"].value < 0.5 and card["kl"].n == 255 and card["kl"].low is not None
     assert {"ppl", "same_top", "ttft_ms@64", "decode_tps", "rss"} <= set(card)
+    (alone,) = ask(file, [ASKED], Run(2))
+    assert card["own"].value == sum(alone.right) / 4 and card["own"].note.startswith("chance 0.5, 0 examples")
+    assert {"own_change", "own_flips", "own_same"} <= set(card)
     assert 4.5 <= artifact.bits_per_weight < 8.5
     assert artifact.lineage[0] == f"sha256:{sha256_of(short_model)}"
     assert artifact.lineage[1].startswith("types by measured KL; matrices rounded: ")
