@@ -205,13 +205,13 @@ def alphabet(subject: str, count: int) -> list[Question]:
 
 
 def test_what_prompts_share_is_read_once_and_changes_nothing(
-    short_model: Path, monkeypatch: pytest.MonkeyPatch
+    plain_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = {subject: tuple(alphabet(f"{subject}, before", 5)) for subject in ("roads", "tyres")}
     of = drawn("own", [*alphabet("roads", 4), *alphabet("tyres", 4)], examples, Draw(0, 5))
     alone: list[Floats] = []
     whole = 0
-    with LlamaModel(short_model) as model, model.context(1024, 1) as context:
+    with LlamaModel(plain_model) as model, model.context(1024, 1) as context:
         letters = [token for letter in (" A", " B") for token in model.tokens(letter)]
         for one in of.questions:
             ids = [*model.begin, *model.tokens(prompt_text(one, of.examples[one.subject]))]
@@ -229,12 +229,12 @@ def test_what_prompts_share_is_read_once_and_changes_nothing(
 
     monkeypatch.setattr(Context, "more", watched)
     told: list[tuple[int, int]] = []
-    (found,) = ask(short_model, [of], Run(1, lambda done, total: told.append((done, total))))
+    (found,) = ask(plain_model, [of], Run(1, lambda done, total: told.append((done, total))))
     assert sum(read) < 0.45 * whole
     assert len(last) == len(alone) and told[-1] == (8, 8)
-    # Not to the last bit: how many tokens are read at once decides which of ggml's kernels does it.
+    # Of weights as F32: how many tokens are read at once decides which of ggml's kernels does it. Keys are in F16.
     between = np.abs(alone[0] - alone[-1]).max()
-    assert all(np.abs(a - b).max() < 0.1 * between for a, b in zip(alone, last, strict=True))
+    assert max(np.abs(a - b).max() for a, b in zip(alone, last, strict=True)) < 0.1 * between
     assert found.given == tuple("AB"[int(logits[letters].argmax())] for logits in last)
     assert found.right == tuple(one.answer == said for one, said in zip(of.questions, found.given, strict=True))
 

@@ -280,14 +280,13 @@ def evaluate(
         )
     if text is None and (read or not tasks):
         raise BadConfigValue("What is scored? Give a --text, --tasks, or both.", param="text")
-    file = _file(model)
+    file, scored = _file(model), "" if text is None else _text(text)
     sets = _task_sets(_named(tasks), (questions, shots, seed))
     reading = kv_cache.Reading(cache_k.upper(), cache_v.upper(), cells)
     reading.refuse()
     judge = None if reference is None else _file(reference)
     for given in (file, *(() if judge is None else (judge,))):
         check(given)
-    scored = "" if text is None else _text(text)
     with _telling() as told:
         run = Run(threads, None, Cache(reading.keys, reading.values))
         if text is not None:
