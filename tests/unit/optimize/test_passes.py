@@ -20,7 +20,7 @@ from codriver.optimize.llama_runtime import Cache, LlamaModel
 from codriver.optimize.passes import fp8
 from codriver.optimize.passes.hadamard import hadamard, random_rotation
 from codriver.optimize.recipe import Workshop, recipe_of
-from codriver.optimize.rounding import Rounder, Text, write_reference, write_rounded
+from codriver.optimize.rounding import Rounder, Text, write_rounded
 
 # Fused attention works in F16 inside: its rounding is no business of these tests.
 EXACT = Cache("F32", "F32", fused=False)
@@ -28,10 +28,8 @@ LAST = "output_norm.weight"
 
 
 @pytest.fixture(scope="module")
-def reference(short_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("passes") / "reference.gguf"
-    write_reference(GgufFile(short_model), file, "F32")
-    return file
+def reference(plain_model: Path) -> Path:
+    return plain_model
 
 
 @pytest.fixture(scope="module")
