@@ -69,7 +69,7 @@ def test_an_artifact_meets_its_requirement_and_says_how_it_was_measured(
     steps.clear()
     (tmp_path / "artifact.work").rename(tmp_path / "third.work")
     with pytest.raises(BadConfigValue, match=r"smallest types that are allowed take [\d,]+ bytes; the budget is"):
-        optimisation(narrow_model, tmp_path / "third", sentences, steps).run(parse_requirements("size<=10MB"))
+        optimisation(narrow_model, tmp_path / "third", sentences, steps).run(parse_requirements("size<=4MB"))
     assert steps == []
 
 
