@@ -86,7 +86,7 @@ def turned_and_scaled(
 ) -> tuple[Path, Path, tuple[str, ...]]:
     """The file behind each of two passes, and what they told."""
     work = tmp_path_factory.mktemp("awq")
-    awq = {"use": "awq", "kind": "Q4_0", "steps": 4, "windows": 4}
+    awq = {"use": "awq", "kind": "Q4_0", "steps": 2, "windows": 4}
     made, told = passed(reference, work, sentences, {"use": "rotate", "stream": False}, awq)
     return next(work.glob("rotate-*.gguf")), made, told
 
