@@ -101,9 +101,9 @@ class Measuring:
     def trial(self, variant: Variant, file: Path, how: str) -> Trial:
         settings = self.task.settings
         fit = self.fit(file, settings.judged)
+        asked = self.answered(file)
         self.task.told("measures its speed and memory")
         prompts = sorted({one.tokens for one in self.requirements if one.tokens} or {WINDOW})
-        asked = self.answered(file)
         card = [*card_of(fit, file), *asked, *settings.timing(file, settings.threads, settings.runs, prompts)]
         values = {one.metric: one.value for one in card}
         values["bits"] = 8 * sum(t.size_bytes for t in GgufFile(file)) / variant.weights
@@ -155,7 +155,8 @@ class Optimisation:
         kept = stage / _MODEL
         trial.file.replace(kept)
         for name, content in trial.beside.items():
-            (stage / name).write_bytes(content)
+            with writing(stage / name):
+                (stage / name).write_bytes(content)
         metadata = self.task.source.header.metadata
         artifact = Artifact(
             name=str(metadata.get("general.name", self.task.source.path.stem)),

@@ -19,7 +19,7 @@ STAGES = {
     "sees what the model suffers": r"sensitivity\.part",
     "rounds to": r"trial-0\.gguf",
     "scores it": r"predictions-[0-9a-f]{16}\.f32",
-    "measures its speed": r"artifact\.json",
+    "measures its speed": r"sensitivity\.json",
 }
 
 
