@@ -74,6 +74,11 @@ def test_inspect_knows_the_catalogue(model_file: Callable[[str], Path]) -> None:
             "shows in a long text only: say how many tokens to --read",
         ),
         (
+            ["evaluate", "{file}", "--text", "{text}", "--attended", "--read", "512"],
+            BadConfigValue,
+            "What is looked at is chosen for a number of --cells",
+        ),
+        (
             ["{file}", "--require", "speed>=1", "--calibration", "{file}", "--scored", "{file}", "--out", "{folder}/o"],
             BadConfigValue,
             "there is no metric 'speed'",

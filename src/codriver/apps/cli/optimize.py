@@ -262,6 +262,7 @@ def evaluate(
     cache_k: Annotated[str, typer.Option(help="Type in which keys are held: f16, q8_0, q5_1, q4_0, …")] = "f16",
     cache_v: Annotated[str, typer.Option(help="Type in which values are held.")] = "f16",
     cells: Annotated[int, typer.Option(help="Hold so many tokens: the first ones and a window; 0 holds all.")] = 0,
+    attended: Annotated[bool, typer.Option(help="Of the first half, hold in the cells what its end looks at.")] = False,
     read: Annotated[int, typer.Option(help="Read so many tokens at a stretch, for perplexity and memory.")] = 0,
     threads: Threads = _THREADS,
 ) -> None:
@@ -278,11 +279,13 @@ def evaluate(
         raise BadConfigValue(
             "A window of cells shows in a long text only: say how many tokens to --read.", param="read"
         )
+    if attended and not cells:
+        raise BadConfigValue("What is looked at is chosen for a number of --cells.", param="cells")
     if text is None and (read or not tasks):
         raise BadConfigValue("What is scored? Give a --text, --tasks, or both.", param="text")
     file, scored = _file(model), "" if text is None else _text(text)
     sets = _task_sets(_named(tasks), (questions, shots, seed))
-    reading = kv_cache.Reading(cache_k.upper(), cache_v.upper(), cells)
+    reading = kv_cache.Reading(cache_k.upper(), cache_v.upper(), cells, attended=attended)
     reading.refuse()
     judge = None if reference is None else _file(reference)
     for given in (file, *(() if judge is None else (judge,))):
