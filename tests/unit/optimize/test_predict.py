@@ -19,7 +19,8 @@ from codriver.optimize.targets import predict as predicting
 from codriver.optimize.targets.calibrating import calibrate, timed_here, variants
 from codriver.optimize.targets.host import KINDS, HostFigures, Spread, keep, kept, measure, profile
 from codriver.optimize.targets.matmul import Shape, product
-from codriver.optimize.targets.predict import Calibration, Fitted, Timed, fit, here, layout_of, leave_one_out, predict
+from codriver.optimize.targets.predict import Calibration, Fitted, Timed, fit, here, layout_of, leave_one_out
+from codriver.optimize.targets.predictor import predict, predictor_for
 from codriver.optimize.targets.sustain import sustain
 from codriver.optimize.targets.target import find_target, read_target
 
@@ -106,13 +107,13 @@ def test_predictions_say_that_they_are_and_how_wrong(
     assert bound["decode_tps"].note == "predicted for tda4vh: what its memory allows, and no more than that"
     for require, told in (("ttft_ms<=300@64", "int8_ops_per_cycle"), ("decode_tps>=1", "int8_ops_per_cycle")):
         with pytest.raises(BadConfigValue, match=f"tda4vh has no 'cpu.{told}'"):
-            predicting.timing_for(find_target("tda4vh"), parse_requirements(require))
-    assert predicting.timing_for(find_target("tda4vh"), parse_requirements("kl<=1"))(four[0], 2, 5, [64])
+            predictor_for(find_target("tda4vh"), parse_requirements(require))
+    assert predictor_for(find_target("tda4vh"), parse_requirements("kl<=1")).timing(four[0], 2, 5, [64])
     none = dataclasses.replace(
         find_target("thor"), runtimes=find_target("thor").runtimes.__class__((), {"llama_cpp": "x"})
     )
     with pytest.raises(BadConfigValue, match="thor cannot be served by llama_cpp: x"):
-        predicting.timing_for(none, [])
+        predictor_for(none, [])
 
 
 def test_too_few_files_are_refused(figures: HostFigures) -> None:

@@ -15,8 +15,9 @@ from codriver.core.errors import RequirementMissed
 from codriver.optimize.optimise import Optimisation
 from codriver.optimize.recipe import NO_PASSES
 from codriver.optimize.requirement import parse_requirements
-from codriver.optimize.search import Record, Search, front, read_found
+from codriver.optimize.search import Search
 from codriver.optimize.search_journal import Journal
+from codriver.optimize.search_records import Record, front, read_found
 from codriver.optimize.task import Settings
 
 

@@ -152,7 +152,7 @@ def predict(
 ) -> None:
     """Time to a first token, tokens a second and memory of a file on a target, with the error on this machine."""
     _need_numpy()
-    from codriver.optimize.targets.predict import predict as predicted
+    from codriver.optimize.targets.predictor import predict as predicted
     from codriver.optimize.targets.target import find_target
 
     profile = find_target(target)

@@ -107,7 +107,7 @@ def _cell(told: Told, metric: str) -> str:
     extra = f"n = {one.n}" if one.n > 1 else ""
     if one.low is not None and one.high is not None and one.unit != "bytes":
         extra = f"{one.low:,.4g} to {one.high:,.4g}{', ' + extra if extra else ''}"
-    shown = f"<i>{value}</i>, predicted" if one.note.startswith("predicted") else value
+    shown = f"<i>{value}</i>, predicted" if one.predicted else value
     more = f"<br><span class='small'>[{extra}]</span>" if extra else ""
     return f"<td title='{escape(one.note)}'>{shown}{more}</td>"
 
