@@ -53,8 +53,8 @@ def list_targets() -> None:
 @app.command()
 def show(name: Name) -> None:
     """One target: each figure with its source, what is missing and why, and which runtimes it can and cannot use."""
+    from codriver.optimize.targets.actions import steps_of
     from codriver.optimize.targets.target import find_target
-    from codriver.optimize.targets.thermal import steps_of
 
     found = find_target(name)
     typer.echo(f"{found.name}: {found.about.soc}")
