@@ -53,9 +53,14 @@ class Governor:
         self._blind = False
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Until it is cancelled. An error that nobody thought of is logged, and the next look comes all the same: a car
+        that stopped looking would overheat in silence.
+        """
         while True:
-            await self.step()
+            try:
+                await self.step()
+            except Exception:  # noqa: BLE001 - the loop of a service
+                _log.exception("heat: a look at it failed")
             await self.clock.sleep(self.config.every_s)
 
     async def step(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -151,18 +152,26 @@ async def test_a_model_that_does_not_load_leaves_the_one_in_place_and_is_not_tri
     await rules.engine.aclose()
 
 
-async def test_it_looks_as_often_as_it_is_told_to(sensor: Path, profile: Path) -> None:
-    import asyncio
+async def test_it_looks_as_often_as_it_is_told_to_and_whatever_happens(
+    sensor: Path, profile: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(wanted: OnBoard) -> Null:
+        raise RuntimeError("nobody thought of this")
 
     rules = await made(config(sensor, profile, every_s=2.0))
-    rules.clock = clock = ManualClock()
+    rules.clock, rules.load = ManualClock(), broken
+    clock = rules.clock
     running = asyncio.create_task(rules.run())
     await clock.advance(0.1)
-    sensor.write_text("85000")
+    sensor.write_text("76000")
     await clock.advance(1.8)
     assert rules.at == 0
-    await clock.advance(0.2)
-    assert rules.at == 3
+    with caplog.at_level(logging.ERROR, "codriver.apps"):
+        await clock.advance(0.2)
+    assert rules.at == 2 and "heat: a look at it failed" in caplog.text and "nobody thought of this" in caplog.text
+    sensor.write_text("85000")
+    await clock.advance(2.0)
+    assert rules.at == 3 and rules.engine.health().state == "down"
     running.cancel()
     await rules.engine.aclose()
 
