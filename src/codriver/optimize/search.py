@@ -92,16 +92,16 @@ class Search:
 
     def _record(self, proposal: Proposal, measuring: Measuring, records: Sequence[Record]) -> Record:
         variant = self._variant(proposal.recipe)
-        budget, chosen = self._allocated(variant, proposal, measuring.requirements)
+        # What nothing can meet must end, with the nearest: one trial is measured in any case.
+        first = not any(one.state == "measured" for one in records)
+        forced = first and (len(records) >= _PATIENCE or self._now() >= self._end_s)
+        budget, chosen = self._allocated(variant, proposal, measuring.requirements, forced)
         if chosen is None:
             key = _hash((proposal.recipe, proposal.kinds, budget))
             return Record(
                 *(proposal.recipe, proposal.kinds, proposal.damping, key, budget, _NOTHING_FITS, "expected"),
                 values={"size": float(budget)}, broken=[1.0] * len(measuring.requirements), missed=["size"],
             )  # fmt: skip
-        # What nothing can meet must end, with the nearest: one trial is measured in any case.
-        first = not any(one.state == "measured" for one in records)
-        forced = first and (len(records) >= _PATIENCE or self._now() >= self._end_s)
         key = _hash((proposal.recipe, sorted(chosen.kinds.items()), proposal.damping))
         before = next((one for one in reversed(records) if one.key == key), None)
         if before is not None and not forced:
@@ -153,9 +153,12 @@ class Search:
         return self._variants[recipe]
 
     def _allocated(
-        self, variant: Variant, proposal: Proposal, requirements: Sequence[Requirement]
+        self, variant: Variant, proposal: Proposal, requirements: Sequence[Requirement], forced: bool
     ) -> tuple[int, Allocation | None]:
-        """``proposal.share`` of the way from the least to the most that may be taken."""
+        """``proposal.share`` of the way from the least to the most that may be taken; ``None`` where the proposal's
+        types do not fit. ``forced``: the most, of all types, then. Errors: those of ``allocate`` where even that
+        does not fit.
+        """
         least, most = variant.range_bytes()
         limit = variant.budget(requirements)
         if limit is not None:
@@ -164,7 +167,7 @@ class Search:
         try:
             return budget, variant.allocated(budget, KINDS[proposal.kinds])
         except BadConfigValue:
-            return budget, None
+            return (most, variant.allocated(most)) if forced else (budget, None)
 
     def _file(self, key: str) -> Path:
         return self._task.work / f"search-{key}.gguf"

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("optuna", reason="the extra 'optimize' brings Optuna")
 
 from codriver.core.artifact import load_artifact
-from codriver.core.errors import BadModelFile, RequirementMissed
+from codriver.core.errors import BadConfigValue, BadModelFile, RequirementMissed
 from codriver.optimize.gguf_file import GgufFile
 from codriver.optimize.optimise import Optimisation
 from codriver.optimize.recipe import NO_PASSES
@@ -108,7 +108,7 @@ def test_what_is_predicted_to_miss_is_not_written(tiny_model: Path, sentences: s
         limits[kind] = next(row.value for row in rows if row.metric == "decode_tps")
     least = 1.1 * limits["Q8_0"]
     assert least < 0.9 * limits["Q4_0"], "they are further apart than the model errs"
-    sizes = {"windows": 8, "judged": 4, "sensed": 1, "bands": 1, "runs": 1}
+    sizes = {"windows": 4, "judged": 2, "sensed": 1, "bands": 1, "runs": 1}
     settings = Settings(
         sentences, sentences[: len(sentences) // 2], kinds=("Q4_0", "Q5_0", "Q8_0"), target="raspberry-pi-5",
         timing=predictor.timing, **sizes,  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def test_where_all_is_predicted_to_miss_the_nearest_is_told_as_predicted(
 ) -> None:
     rates, known = elsewhere(find_target("raspberry-pi-5"), figures())
     predictor = Predictor("raspberry-pi-5", rates, known, calibration())
-    sizes = {"windows": 8, "judged": 4, "sensed": 1, "bands": 1, "runs": 1}
+    sizes = {"windows": 4, "judged": 2, "sensed": 1, "bands": 1, "runs": 1}
     settings = Settings(sentences, sentences[: len(sentences) // 2], kinds=("Q4_0",), timing=predictor.timing, **sizes)  # type: ignore[arg-type]
     optimisation = Optimisation(tiny_model, tmp_path / "out", settings, lambda step: lambda done, of: None)
     search = Search(optimisation, {"none": NO_PASSES}, 1e9, lambda: 0.0, predictor)
@@ -156,6 +156,11 @@ def test_where_all_is_predicted_to_miss_the_nearest_is_told_as_predicted(
         search.run(parse_requirements("decode_tps>=1000000000"))
     found = read_found(tmp_path / "out")
     assert found is not None and [one.state for one in found.records].count("measured") == 1
+    # And where no types fit the size, there is nothing to measure: what they take is told.
+    (tmp_path / "out.work").rename(tmp_path / "none.work")
+    optimisation = Optimisation(tiny_model, tmp_path / "none", settings, lambda step: lambda done, of: None)
+    with pytest.raises(BadConfigValue, match=r"The smallest types that are allowed take [0-9,]+ bytes; the budget is"):
+        Search(optimisation, {"none": NO_PASSES}, 1e9, lambda: 0.0, predictor).run(parse_requirements("size<=1500kB"))
 
 
 def test_trials_that_are_damaged_are_named(tmp_path: Path) -> None:
