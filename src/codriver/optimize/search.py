@@ -242,7 +242,8 @@ def _judged(record: Record, measuring: Measuring) -> Record:
     broken, missed = [], []
     for one in measuring.requirements:
         value, bound = record.values.get(one.key), one.bound(measuring.reference)
-        over = 0.0 if value is None else value / bound - 1 if one.at_most else 1 - value / bound
+        share = 0.0 if value is None else (value - bound) / (abs(bound) or 1.0)  # 0 bounds a share of answers, say
+        over = share if one.at_most else -share
         broken.append(over)
         if over > 0:
             missed.append(str(one))

