@@ -12,7 +12,7 @@ import math
 import msgspec
 from msgspec.structs import replace
 
-from codriver.core.engine import EngineCard
+from codriver.core.engine import Engine, EngineCard
 from codriver.core.errors import CodriverError, LinkDown, NoEngineLeft, UnknownModel, UnsupportedModality
 from codriver.core.messages import ChatRequest, Policy, RequestOptions
 from codriver.core.plan import Attempt, AttemptPlan, Gate
@@ -286,9 +286,7 @@ class Decider:
 
     def _attempt(self, ask: Ask, name: str, why: str, total_s: float) -> Attempt:
         options, engine = ask.options, self._lineup.engines[name]
-        health = engine.health()
-        # What an engine on board that answers gives a reason for is how it does less than it could.
-        limited = health.reason if engine.card.locality == "vehicle" and health.state in ("ready", "busy") else ""
+        limited = _limited(engine) if engine.card.locality == "vehicle" else ""
         return Attempt(
             engine=name,
             locality=engine.card.locality,
@@ -366,6 +364,12 @@ class Decider:
 
 def _writes(card: EngineCard) -> bool:
     return card.can("chat") or card.can("completions")
+
+
+def _limited(engine: Engine) -> str:
+    """What an engine that answers gives a reason for is how it does less than it could."""
+    health = engine.health()
+    return health.reason if health.state in ("ready", "busy") else ""
 
 
 def _why_no_vehicle(refusals: list[CodriverError]) -> str:
