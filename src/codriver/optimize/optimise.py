@@ -98,13 +98,18 @@ class Measuring:
             return evaluate(file, right, settings.scored, windows, run)
         return compare(file, kept.rows[:windows], kept.pieces[:windows], run)
 
+    @property
+    def prompts(self) -> list[int]:
+        """The lengths in tokens of which a first token is timed."""
+        return sorted({one.tokens for one in self.requirements if one.tokens} or {WINDOW})
+
     def trial(self, variant: Variant, file: Path, how: str) -> Trial:
         settings = self.task.settings
         fit = self.fit(file, settings.judged)
         asked = self.answered(file)
         self.task.told("measures its speed and memory")
-        prompts = sorted({one.tokens for one in self.requirements if one.tokens} or {WINDOW})
-        card = [*card_of(fit, file), *asked, *settings.timing(file, settings.threads, settings.runs, prompts)]
+        timed = settings.timing(file, settings.threads, settings.runs, self.prompts)
+        card = [*card_of(fit, file), *asked, *timed]
         values = {one.metric: one.value for one in card}
         values["bits"] = 8 * sum(t.size_bytes for t in GgufFile(file)) / variant.weights
         missed = tuple(one for one in self.requirements if not one.met(values[one.key], self.reference))
@@ -171,7 +176,12 @@ class Optimisation:
         with writing(self.out):
             stage.replace(self.out.resolve())
         if trial.missed:
-            told = "; ".join(f"{one} (it has {trial.values.get(one.key, math.nan):g})" for one in trial.missed)
+            predicted = {one.metric for one in trial.card if one.predicted}
+            told = "; ".join(
+                f"{one} (it {'is predicted to have' if one.key in predicted else 'has'} "
+                f"{trial.values.get(one.key, math.nan):g})"
+                for one in trial.missed
+            )
             raise RequirementMissed(f"No artifact meets {told}. The nearest is kept in {self.out}.")
         return trial
 

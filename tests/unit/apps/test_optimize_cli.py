@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from codriver.apps.cli.main import app
-from codriver.core.artifact import save_artifact
+from codriver.core.artifact import Measured, save_artifact
 from codriver.core.errors import BadConfigValue, BadModelFile, MissingFile
 from tests.unit.core.test_artifact import made
 from tests.unit.engines.gguf_files import write_gguf
@@ -124,6 +125,18 @@ def test_artifacts_stand_side_by_side(tmp_path: Path, file: Path) -> None:
     lines = {line.split()[0]: line.split()[1:] for line in told.output.splitlines() if line.strip()}
     assert lines["kl"] == ["0.05", "–"]
     assert lines["size"][0] == lines["size"][1]
+
+
+def test_what_was_predicted_says_so_in_the_table(tmp_path: Path, file: Path) -> None:
+    note = "predicted for raspberry-pi-5, error on the host ±7 %"
+    rows = {"here": Measured("ttft_ms@64", 12.5, "ms", 5), "there": Measured("ttft_ms@64", 11.5, "ms", 0, note=note)}
+    for name, row in rows.items():
+        (tmp_path / name).mkdir()
+        artifact = made(tmp_path / name, file.read_bytes())
+        save_artifact(msgspec.structs.replace(artifact, card=(row,)), tmp_path / name)
+    told = RUN.invoke(app, ["optimize", "compare", *(str(tmp_path / name) for name in rows)])
+    (line,) = [line for line in told.output.splitlines() if "ttft_ms@64" in line]
+    assert line.strip().split(maxsplit=2) == ["ttft_ms@64", "12.5", f"11.5 ({note})"]
 
 
 def test_task_sets_are_asked_of_a_file_and_of_its_reference(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -103,12 +103,11 @@ def optimise(
 ) -> None:
     """Make an artifact of MODEL that meets what is required; exit code 3 with the nearest where none does."""
     _need_numpy()
-    from codriver.optimize.latency import measure as measure_latency
     from codriver.optimize.optimise import Optimisation
     from codriver.optimize.recipe import NO_PASSES, load_recipe
     from codriver.optimize.requirement import parse_requirements
     from codriver.optimize.search import Search
-    from codriver.optimize.targets.predict import timing_for
+    from codriver.optimize.targets.predictor import predictor_for, predictor_here
     from codriver.optimize.targets.target import HOST, find_target
     from codriver.optimize.task import Settings
 
@@ -127,18 +126,20 @@ def optimise(
     if len(recipes) > 1 and search is None:
         raise BadConfigValue("Several recipes are for a search: give --search MINUTES.", param="recipe")
     passes = next(iter(recipes.values()), NO_PASSES)
-    timing = measure_latency if target == HOST else timing_for(find_target(target), requirements)
     settings = Settings(read, judged_by, windows, judged, threads=threads, recipe=passes)
-    sets = _task_sets(named, (questions, shots, seed))
-    settings = replace(settings, target=target, timing=timing, task_sets=sets)
+    settings = replace(settings, task_sets=_task_sets(named, (questions, shots, seed)))
+    predictor = predictor_here(threads) if target == HOST else predictor_for(find_target(target), requirements)
+    if target != HOST and predictor is not None:
+        settings = replace(settings, target=target, timing=predictor.timing)
     with _telling() as told, writing(out):
         optimisation = Optimisation(file, out, settings, told)
         if search is None:
             trial = optimisation.run(requirements)
         else:
-            trial = Search(optimisation, {"none": NO_PASSES, **recipes}, 60 * search).run(requirements)
+            found = Search(optimisation, {"none": NO_PASSES, **recipes}, 60 * search, predictor=predictor)
+            trial = found.run(requirements)
     typer.echo(f"{out / MANIFEST}: {trial.bits:.2f} bits per weight")
-    _cards([(str(out), dict(trial.values))])
+    _cards([(str(out), dict(trial.values))], [trial.card])
 
 
 def _two_texts(calibration: Path | None, scored: Path | None) -> tuple[str, str]:
@@ -410,16 +411,16 @@ def compare(
     if plot is not None:
         write_comparison([Path(model) for model in models], plot)
 
-    told = []
+    told: list[tuple[str, dict[str, float]]] = []
+    cards: list[tuple[Measured, ...]] = []
     for model in models:
         file = _file(model)
         values = {"size": float(file.stat().st_size)}
         if file.suffix != ".weights":  # whose layers are in another file, which the catalogue keeps elsewhere
             values["bits"] = _inspected(file).bits
-        if Path(model).is_dir():
-            values |= {one.metric: one.value for one in load_artifact(Path(model)).card}
-        told.append((model, values))
-    _cards(told)
+        cards.append(load_artifact(Path(model)).card if Path(model).is_dir() else ())
+        told.append((model, values | {one.metric: one.value for one in cards[-1]}))
+    _cards(told, cards)
 
 
 @app.command()
@@ -492,11 +493,16 @@ def _need_vision() -> None:
             )
 
 
-def _cards(told: list[tuple[str, dict[str, float]]]) -> None:
-    """One row per metric, one column per model."""
+def _cards(told: list[tuple[str, dict[str, float]]], cards: Sequence[Iterable[Measured]] = ()) -> None:
+    """One row per metric, one column per model; what ``cards`` say was predicted says so, and for what."""
+    notes = [{one.metric: f" ({one.note})" for one in card if one.predicted} for card in cards] or [{} for _ in told]
     table = Table("metric", *(name for name, _ in told), box=None)
     for metric in dict.fromkeys(metric for _, values in told for metric in values):
-        table.add_row(metric, *(f"{values[metric]:,.5g}" if metric in values else "–" for _, values in told))
+        shown = (
+            f"{values[metric]:,.5g}{note.get(metric, '')}" if metric in values else "–"
+            for (_, values), note in zip(told, notes, strict=True)
+        )
+        table.add_row(metric, *shown)
     _print(table)
 
 
