@@ -130,9 +130,10 @@ async def _pieces(engine: Engine, request: ChatRequest) -> AsyncIterator[str]:
 
 @dataclass
 class _Heard:
-    """When each piece of an answer came, and what the engine counted."""
+    """When each piece of an answer came, and its end; what the engine counted."""
 
     pieces_s: list[float] = field(default_factory=list)
+    ended_s: float = 0.0
     usage: Usage = field(default_factory=Usage)
 
 
@@ -143,12 +144,15 @@ async def _heard(engine: Engine, request: ChatRequest) -> _Heard:
         if chunk.text():
             heard.pieces_s.append(time.perf_counter() - begun_s)
         heard.usage = chunk.usage or heard.usage
+    heard.ended_s = time.perf_counter() - begun_s
     return heard
 
 
 async def _timed(engine: Engine, request: ChatRequest) -> Result:
     heard = await _heard(engine, request)
-    return Result(seconds=heard.pieces_s[0] if heard.pieces_s else 0.0, tokens=heard.usage.prompt_tokens)
+    # A model may have nothing to say: its end is as much of an answer, and took as long to read for.
+    first_s = heard.pieces_s[0] if heard.pieces_s else heard.ended_s
+    return Result(seconds=first_s, tokens=heard.usage.prompt_tokens)
 
 
 async def _written(engine: Engine, request: ChatRequest) -> Result:

@@ -11,9 +11,10 @@ import pytest
 from codriver.core.errors import BadModelFile, EngineDied, EngineUnavailable, MissingFile
 from codriver.core.machine import processor
 from codriver.engines import tuning
+from codriver.engines.null import Null, NullConfig
 from codriver.engines.registry import ENGINES
 from codriver.engines.tuning import Amounts, Tuning, candidates, load, save, trials_of, tune
-from codriver.engines.tuning_process import CONFIGS
+from codriver.engines.tuning_process import CONFIGS, ReadTask, done
 from codriver.engines.tuning_trial import Candidate, Figures, Spread, Trial
 from tests.unit.engines.gguf_files import write_gguf
 
@@ -88,6 +89,12 @@ async def test_a_reference_that_fails_ends_it(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "mamba.gguf", {"general.architecture": "mamba"}, [])
     with pytest.raises(EngineUnavailable, match=r"The reference runtime failed: .*mamba"):
         await tune(trials_of([Candidate("llama_cpp", file)], 0), "ab" * 32, FEW, lambda step: None)
+
+
+async def test_an_answer_of_nothing_took_its_time_too() -> None:
+    """A first token may be the end: no time at all would pull the median down."""
+    took = await done(Null(NullConfig(text="")), ReadTask(10, 1))
+    assert took.seconds > 0 and took.tokens == 10
 
 
 async def test_a_process_that_ends_is_told() -> None:
