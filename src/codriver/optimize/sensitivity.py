@@ -27,7 +27,9 @@ from .ggml import Floats, dequantise, quantise, size_bytes
 from .gguf_file import GgufFile, fits
 from .gptq import output_error
 
-COARSE = ("Q2_K", "Q4_0")  # the first that fits
+COARSE = ("Q3_K", "Q4_0")  # the first that fits
+_BAND = 1 << 22  # weights that are rounded at a time
+_SEEN = 1 << 18  # weights of a tensor that are rounded, at least, to see what a type loses
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _NOISE = 1e-6  # nats: a group that costs less is as good as free, and must not count as nothing at all
 
@@ -95,6 +97,7 @@ def choices(
     def of(name: str) -> list[Choice]:
         tensor = reference[name]
         weights, importance = reference.weights(tensor), _importance(inputs, tensor)
+        weights = weights[:: max(1, weights.size // _SEEN)].copy()
         found = []
         for kind in (kind for kind in kinds if fits(kind, tensor)):
             rounded = dequantise(kind, quantise(kind, weights, importance), weights.shape)
@@ -115,12 +118,19 @@ def _importance(inputs: Inputs, tensor: GgufTensor) -> Floats:
 def _round_in(copy: Path, reference: GgufFile, inputs: Inputs, tensor: GgufTensor) -> float:
     kind = next(kind for kind in COARSE if fits(kind, tensor))
     weights, importance = reference.weights(tensor), _importance(inputs, tensor)
-    rounded = dequantise(kind, quantise(kind, weights, importance), weights.shape)
-    _put(copy, tensor, quantise(tensor.type, rounded).tobytes())
-    return output_error(weights, rounded, importance)
+    lost, whole, at = 0.0, 0.0, 0
+    rows = max(1, _BAND // weights.shape[1])
+    for begin in range(0, len(weights), rows):
+        band = weights[begin : begin + rows]
+        rounded = dequantise(kind, quantise(kind, band, importance), band.shape)
+        data = quantise(tensor.type, rounded).tobytes()
+        _put(copy, tensor, data, at)
+        size = float(np.einsum("rc,rc,c->", band, band, importance, optimize=True))
+        lost, whole, at = lost + size * output_error(band, rounded, importance), whole + size, at + len(data)
+    return lost / whole if whole > 0 else 0.0
 
 
-def _put(copy: Path, tensor: GgufTensor, data: bytes) -> None:
+def _put(copy: Path, tensor: GgufTensor, data: bytes, at: int = 0) -> None:
     with copy.open("r+b") as file:
-        file.seek(tensor.offset)
+        file.seek(tensor.offset + at)
         file.write(data)

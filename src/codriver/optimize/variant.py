@@ -57,7 +57,7 @@ class Variant:
             return msgspec.json.decode(file.read_bytes(), type=dict[str, list[Choice]])
         task, settings = self._task, self._task.settings
         inputs = read_inputs(
-            self._base.path, task.texts().fit, settings.windows, task.run("reads what goes into each matrix"),
+            self._kept.path, task.texts().fit, settings.windows, task.run("reads what goes into each matrix"),
             lambda name: False,
         )  # fmt: skip
         with LlamaModel(self._base.path) as model:
@@ -108,7 +108,8 @@ class Variant:
     def write(self, file: Path, chosen: Allocation, damping: float = DAMPING) -> str:
         """Round to what was ``chosen``; how it was done, as a phrase for the lineage."""
         kinds = {tensor.name: chosen.kinds.get(tensor.name, tensor.type) for tensor in self._kept}
-        rounder = Rounder(self._kept, self._base, kinds, self._task.texts(), self._task.run, damping)
+        threads = self._task.settings.threads
+        rounder = Rounder(self._kept, self._base, kinds, self._task.texts(), self._task.run, damping, threads)
         self._task.told(f"rounds to {chosen.size_bytes / 1e6:.1f} MB")
         write_rounded(file, rounder)
         ways = Counter(rounder.how.values())
