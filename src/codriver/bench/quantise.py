@@ -94,7 +94,9 @@ def run(quick: bool = False) -> Report:
     """Without the rival there is no size to meet: its rows say so. Errors: :class:`MissingFile`."""
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     kept = os.environ.get("CODRIVER_QUANTISE")
-    with nullcontext(kept) if kept and not quick else tempfile.TemporaryDirectory(prefix="codriver-quantise-") as folder:
+    with (
+        nullcontext(kept) if kept and not quick else tempfile.TemporaryDirectory(prefix="codriver-quantise-") as folder
+    ):
         rows: list[Row] = []
         for subject in (_QUICK,) if quick else SUBJECTS:
             bench = Bench(subject, Store().path(Catalogue.load().entry(subject.model)), Path(folder) / subject.model)

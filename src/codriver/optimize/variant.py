@@ -17,7 +17,7 @@ from codriver.core.gguf import GgufTensor
 from codriver.core.writing import writing
 
 from .allocate import Allocation, Choice, allocate
-from .calibrate import read_inputs
+from .calibrate import Inputs, read_inputs
 from .evaluate import pieces_of
 from .gguf_file import GgufFile, fits
 from .gptq import DAMPING
@@ -25,7 +25,7 @@ from .llama_runtime import LlamaModel
 from .recipe import Recipe, Workshop
 from .requirement import Requirement
 from .rounding import Rounder, write_rounded
-from .sensitivity import choices, groups_of, measure
+from .sensitivity import Group, choices, groups_of, measure
 from .task import Task
 
 _PADDING = 256  # bytes, more than a tensor's entry in the header and its alignment take
@@ -44,10 +44,14 @@ class Variant:
 
     @property
     def sensitivity_file(self) -> Path:
+        return self._file("sensitivity", self._task.settings.kinds)
+
+    def _file(self, name: str, *more: object) -> Path:
+        """Where something is kept that depends on these amounts, this text, and ``more``."""
         settings = self._task.settings
         sizes = (settings.windows, settings.sensed, settings.bands)
-        asked = (self._task.sha256, self.passes, sizes, settings.kinds, settings.calibration)
-        return self._task.work / f"sensitivity-{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}.json"
+        asked = (self._task.sha256, self.passes, sizes, *more, settings.calibration)
+        return self._task.work / f"{name}-{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}.json"
 
     @cached_property
     def options(self) -> dict[str, list[Choice]]:
@@ -60,17 +64,21 @@ class Variant:
             self._kept.path, task.texts().fit, settings.windows, task.run("reads what goes into each matrix"),
             lambda name: False,
         )  # fmt: skip
-        with LlamaModel(self._base.path) as model:
-            pieces = pieces_of(model, task.texts().held, settings.sensed)
-        groups = measure(
-            self._base, inputs, groups_of(self._matrices(), settings.bands), pieces,
-            task.run("sees what the model suffers"),
-        )  # fmt: skip
+        groups = self._groups(inputs)
         found = choices((self._kept, self._base), inputs, groups, settings.kinds, settings.threads)
-        part = file.with_suffix(".part")
-        with writing(file, part):
-            part.write_bytes(msgspec.json.encode(found))
-            part.replace(file)
+        _keep(file, found)
+        return found
+
+    def _groups(self, inputs: Inputs) -> list[Group]:
+        """What the model suffers; the same for any types that may be chosen."""
+        file, settings = self._file("groups"), self._task.settings
+        if file.exists():
+            return msgspec.json.decode(file.read_bytes(), type=list[Group])
+        with LlamaModel(self._base.path) as model:
+            pieces = pieces_of(model, self._task.texts().held, settings.sensed)
+        run = self._task.run("sees what the model suffers")
+        found = measure(self._base, inputs, groups_of(self._matrices(), settings.bands), pieces, run)
+        _keep(file, found)
         return found
 
     def _matrices(self) -> list[GgufTensor]:
@@ -114,3 +122,10 @@ class Variant:
         write_rounded(file, rounder)
         ways = Counter(rounder.how.values())
         return "types by measured KL; matrices rounded: " + ", ".join(f"{n} {way}" for way, n in sorted(ways.items()))
+
+
+def _keep(file: Path, found: object) -> None:
+    part = file.with_suffix(".part")
+    with writing(file, part):
+        part.write_bytes(msgspec.json.encode(found))
+        part.replace(file)

@@ -105,7 +105,7 @@ def test_a_table_that_nothing_is_multiplied_with_gets_a_type_too(
     losses = {one.kind: one.loss for one in found[name]}
     assert losses["Q4_0"] > losses["Q8_0"] > losses["Q4_1"] == 0, "the source has it as Q4_1"
     rounder = Rounder(*files, {name: "Q8_0"}, Text("", "", 0, 0), lambda step: Run())
-    monkeypatch.setattr("codriver.optimize.rounding.read_inputs", lambda *_: Inputs())
+    monkeypatch.setattr("codriver.optimize.rounding.read_moments", lambda *_: Inputs())
     assert len(rounder.data(name)) == 576 * 192 * 34 // 32
     assert rounder.how == {name: "nearest"}
 
