@@ -22,7 +22,7 @@ from .llama_runtime import LlamaModel, Results, Taker
 
 LEAST_WINDOWS = 4
 _ALL = slice(None)
-_MOMENT_BYTES = 2_000_000_000
+_MOMENT_BYTES = 3_750_000_000  # counted, of which inputs that matrices share take a fifth less
 
 
 @dataclass
@@ -53,12 +53,13 @@ class Inputs:
         given = self._input_of[name]
         if given in self._rows:
             rows = np.concatenate([part[:, columns] for part in self._rows[given]])
-            return (rows.T @ rows) / np.float32(self.n)
-        found: Floats = self._moments[given][columns, columns] / np.float32(self.n)
-        return found
+            found: Floats = rows.T @ rows
+        else:
+            found = self._moments[given][columns, columns]
+        return found / np.float32(self.n)
 
     def loss(self, name: str, off: Floats) -> float:
-        """The mean square of what weights that are ``off`` (rows, width) do to the output. Errors: as :meth:`moment`."""
+        """The mean square of what weights that are ``off`` (rows, width) do to the output. Errors as :meth:`moment`."""
         given = self._input_of[name]
         if given in self._rows:
             return sum(float(np.square(off @ part.T).sum(dtype=np.float64)) for part in self._rows[given]) / self.n

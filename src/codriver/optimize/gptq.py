@@ -63,13 +63,13 @@ class SecondOrder:
 
 def inverse_factor(moment: Floats, damping: float) -> Floats:
     """The upper Cholesky factor of the damped moment's inverse. Columns that nothing ever enters count for nothing."""
-    damped = moment.astype(np.float64)
+    damped: NDArray[np.float64] = moment.astype(np.float64)
     at = np.diag_indices_from(damped)
     diagonal = damped[at]
     dead = diagonal == 0
     damped[at] = np.where(dead, 1.0, diagonal) + damping * max(float(diagonal.mean()), 1e-12)
     # With rows and columns turned round, the lower factor's inverse is the upper factor of the inverse.
-    lower = np.linalg.cholesky(damped[::-1, ::-1])
+    lower = np.asarray(np.linalg.cholesky(damped[::-1, ::-1]), np.float64)
     del damped
     _invert_lower(lower)
     found: Floats = lower[::-1, ::-1].astype(np.float32)
