@@ -22,14 +22,18 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from codriver.catalogue import Catalogue, Store
 from codriver.core.artifact import Measured
-from codriver.core.errors import BadModelFile
-from codriver.optimize.calibrate import read_inputs
-from codriver.optimize.evaluate import Progress, Run, compare, evaluate
+from codriver.core.errors import BadModelFile, CodriverError
+from codriver.optimize.calibrate import read_inputs, spread
+from codriver.optimize.environments import Toolkit, call
+from codriver.optimize.evaluate import WINDOW, Progress, Run, compare, evaluate
+from codriver.optimize.formats.hf_folder import write_plain
 from codriver.optimize.gguf_file import GgufFile
 from codriver.optimize.latency import peak_bytes
+from codriver.optimize.llama_runtime import LlamaModel
 from codriver.optimize.optimise import Optimisation, card_of
 from codriver.optimize.predictions import kept_predictions
 from codriver.optimize.requirement import Requirement
@@ -45,11 +49,15 @@ STOCK = {
     "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "Q2_K_S": 21, "IQ3_XS": 22,
     "IQ3_XXS": 23, "IQ4_NL": 25, "IQ3_S": 26, "IQ3_M": 27, "IQ2_S": 28, "IQ2_M": 29, "IQ4_XS": 30,
 }  # fmt: skip
+AUTOROUND = ("q4_k_m", "q3_k_m", "q2_k_s")
+_AUTOROUND = Toolkit("auto-round", ("auto-round==0.16.1", "torch==2.13.0", "gguf==GGUFVERSION"))
+_ITERATIONS = 0  # what it recommends for GGUF: its own optimised rounding to the nearest, with an imatrix of its own
 _LIBRARIES = "node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"
 MISSING = "not measured: llama.cpp's own quantisation comes from npm, by `make bench`"
 _THREADS = max(1, os.cpu_count() or 1)
 RSS_CEILING_BYTES = 6_000_000_000
 _LOG = logging.getLogger(__name__)
+Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -68,12 +76,13 @@ class Sizes:
 class Subject:
     """A model of the catalogue. ``own``: the types that hold the grid of what it comes in. Where those may be chosen,
     its own values come back and nothing is lost; the second system must do without, as it would have to with a source
-    of full precision.
+    of full precision. ``autoround``: the schemes that AutoRound is asked for.
     """
 
     model: str
     own: tuple[str, ...]
     sizes: Sizes
+    autoround: tuple[str, ...] = ()
 
     @property
     def systems(self) -> dict[str, tuple[str, ...]]:
@@ -84,7 +93,7 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("smollm2-135m-instruct-q4_1", ("Q4_1", "Q5_1"), Sizes(16, 8, 2, 5)),
+    Subject("smollm2-135m-instruct-q4_1", ("Q4_1", "Q5_1"), Sizes(16, 8, 1, 5), AUTOROUND),
     Subject("qwen2.5-coder-1.5b-instruct-q4_k_m", ("Q4_K", "Q5_K", "Q6_K"), Sizes(4, 2, 1, 1)),
 )
 _QUICK = Subject(SUBJECTS[0].model, SUBJECTS[0].own, Sizes(4, 1, 1, 1))
@@ -103,6 +112,8 @@ def run(quick: bool = False) -> Report:
             rows += bench.shipped()
             for kind in ("Q2_K",) if quick else CLASSES:
                 rows += bench.measured(kind, [*subject.systems][: 1 if quick else None])
+            for scheme in () if quick else subject.autoround:
+                rows += bench.autoround(scheme, subject.systems)
     return Report("quantise", machine(), begun, rows)
 
 
@@ -120,7 +131,7 @@ class Bench:
         return self._kept("shipped", lambda: self._rows("shipped file", self._model.stem, self._model))
 
     def measured(self, kind: str, systems: Iterable[str]) -> list[Row]:
-        """The rival's file of that type, and what each of ``systems`` makes of no more bytes."""
+        """llama.cpp's file of that type, and what each of ``systems`` makes of no more bytes."""
         case = f"{self._model.stem}, the size of {kind}"
         called = f"llama.cpp {kind}, imatrix"
         importance = imatrix(self._model, self._train, self._folder, self._subject.sizes.windows)
@@ -128,19 +139,43 @@ class Bench:
         rival = file if file.exists() else stock(self._reference, file, kind, importance)
         if rival is None:
             return [Row(called, case, "kl", 0.0, "nats/token", 0, None, None, MISSING)]
-        rows = self._kept(f"{kind}-rival", lambda: self._rows(called, case, rival))
+        return self._beside(called, case, rival, systems)
+
+    def autoround(self, scheme: str, systems: Iterable[str]) -> list[Row]:
+        """AutoRound's file of that scheme, calibrated on the same windows, likewise; a row with its last words where it
+        makes none.
+        """
+        case, called = f"{self._model.stem}, the size of AutoRound's {scheme}", f"AutoRound {scheme}"
+        file = self._folder / f"autoround-{scheme}.gguf"
+        if not file.exists():
+            try:
+                autoround(self._model, file, scheme, self._windows())
+                self._rows(called, case, file)  # that llama.cpp loads it
+            except CodriverError as error:
+                file.unlink(missing_ok=True)
+                return [Row(called, case, "kl", 0.0, "nats/token", 0, None, None, f"not measured: {error.message}")]
+        return self._beside(called, case, file, systems)
+
+    def _windows(self) -> Ids:
+        """The calibration text as the imatrix has it."""
+        with LlamaModel(self._model) as model:
+            ids = model.tokens(self._train)
+        return np.array(spread(ids, WINDOW, min(self._subject.sizes.windows, len(ids) // WINDOW)))
+
+    def _beside(self, called: str, case: str, rival: Path, systems: Iterable[str]) -> list[Row]:
+        rows = self._kept(f"{rival.stem}-rival", lambda: self._rows(called, case, rival))
         for system in systems:
-            rows += self._made(system, case, kind, rival.stat().st_size)
+            rows += self._made(system, case, rival)
         return rows
 
-    def _made(self, system: str, case: str, kind: str, size_bytes: int) -> list[Row]:
+    def _made(self, system: str, case: str, rival: Path) -> list[Row]:
         number = [*self._subject.systems].index(system)
 
         def make() -> list[Row]:
-            peak = _Peak(self._folder / f"peak-{kind}-{number}.json")
+            peak = _Peak(self._folder / f"peak-{rival.stem}-{number}.json")
             optimisation = self._optimisation(self._subject.systems[system], peak)
-            trial = optimisation.run([Requirement("size", True, float(size_bytes))])
-            file = self._folder / f"ours-{kind}-{number}.gguf"
+            trial = optimisation.run([Requirement("size", True, float(rival.stat().st_size))])
+            file = self._folder / f"ours-{rival.stem}-{number}.gguf"
             (optimisation.out / "model.gguf").replace(file)
             for left in [*optimisation.out.iterdir()]:
                 left.unlink()
@@ -148,7 +183,7 @@ class Bench:
             how = next(one for one in reversed(trial.lineage))
             return [*rows_of(system, case, file, trial.card), peak.row(system, case, how)]
 
-        return self._kept(f"{kind}-{number}", make)
+        return self._kept(f"{rival.stem}-{number}", make)
 
     def _optimisation(self, kinds: tuple[str, ...], peak: _Peak) -> Optimisation:
         sizes = self._subject.sizes
@@ -250,6 +285,20 @@ def stock(reference: Path, target: Path, kind: str, importance: Path) -> Path | 
         raise BadModelFile(f"llama.cpp did not write {kind}: {lines[-1][:200]}")
     part.replace(target)
     return target
+
+
+def autoround(model: Path, target: Path, scheme: str, windows: Ids) -> None:
+    """AutoRound's file, made in an environment of its own, which is made first where it is missing.
+
+    Errors: those of ``call``.
+    """
+    with tempfile.TemporaryDirectory(prefix="codriver-autoround-", dir=target.parent) as folder:
+        plain, ids, part = Path(folder) / "plain", Path(folder) / "ids.npy", Path(folder) / "made.gguf"
+        write_plain(model, plain, _LOG.info)
+        np.save(ids, windows)
+        script = Path(__file__).with_name("quantise_autoround.py")
+        call(_AUTOROUND, script, [str(plain), str(part), f"gguf:{scheme}", str(ids), str(_ITERATIONS)], _LOG.info)
+        part.replace(target)
 
 
 def rows_of(system: str, case: str, file: Path, card: Iterable[Measured]) -> list[Row]:

@@ -65,11 +65,12 @@ def measure(
     pieces: Pieces,
     run: Run,
 ) -> list[Group]:
-    """``reference``: of plain types (F32, F16), whose tensors are rounded in a copy beside it, group by group. What is
-    F16 is Q8_0 in the copy, which is compared with what it predicts before: half the memory, and half the time.
+    """``reference``: of plain types (F32, F16), whose tensors are rounded in a copy beside it, group by group. Its
+    matrices are Q8_0 in the copy, which is compared with what it predicts before: half the memory of F16, and half the
+    time.
     """
     file = reference.path.with_name("sensitivity.part")  # by its name no model, whatever ends this
-    fast = {tensor.name: _FAST for tensor in reference if tensor.type == "F16" and fits(_FAST, tensor)}
+    fast = {tensor.name: _FAST for tensor in reference if len(tensor.shape) == 2 and fits(_FAST, tensor)}
     try:
         rewrite(reference, file, Changes(fast), lambda tensor: quantise(_FAST, reference.weights(tensor)))
         copy = GgufFile(file)
