@@ -50,7 +50,7 @@ STOCK = {
     "IQ3_XXS": 23, "IQ4_NL": 25, "IQ3_S": 26, "IQ3_M": 27, "IQ2_S": 28, "IQ2_M": 29, "IQ4_XS": 30,
 }  # fmt: skip
 AUTOROUND = ("q4_k_m", "q3_k_m", "q2_k_s")
-_AUTOROUND = Toolkit("auto-round", ("auto-round==0.16.1", "torch==2.13.0", "gguf==GGUFVERSION"))
+_AUTOROUND = Toolkit("auto-round", ("auto-round==0.16.1", "torch==2.13.0", "gguf==0.19.0"))
 _ITERATIONS = 0  # what it recommends for GGUF: its own optimised rounding to the nearest, with an imatrix of its own
 _LIBRARIES = "node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"
 MISSING = "not measured: llama.cpp's own quantisation comes from npm, by `make bench`"
@@ -93,7 +93,7 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("smollm2-135m-instruct-q4_1", ("Q4_1", "Q5_1"), Sizes(16, 8, 1, 5), AUTOROUND),
+    Subject("smollm2-135m-instruct-q4_1", ("Q4_1", "Q5_1"), Sizes(16, 8, 1, 3), AUTOROUND),
     Subject("qwen2.5-coder-1.5b-instruct-q4_k_m", ("Q4_K", "Q5_K", "Q6_K"), Sizes(4, 2, 1, 1)),
 )
 _QUICK = Subject(SUBJECTS[0].model, SUBJECTS[0].own, Sizes(4, 1, 1, 1))

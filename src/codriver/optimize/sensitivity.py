@@ -28,7 +28,7 @@ from .gptq import output_error
 _FAST = "Q8_0"
 COARSE = ("Q3_K", "Q4_0")  # the first that fits
 _BAND = 1 << 22  # weights that are rounded at a time
-_SEEN = 1 << 18  # weights of a tensor that are rounded, at least, to see what a type loses
+_SEEN, _ROWS = 1 << 16, 64  # weights and rows of a tensor that are rounded, at least, to see what a type loses
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _NOISE = 1e-6  # nats: a group that costs less is as good as free, and must not count as nothing at all
 
@@ -100,7 +100,7 @@ def choices(
     def of(name: str) -> list[Choice]:
         tensor = reference[name]
         weights, importance = reference.weights(tensor), _importance(inputs, tensor)
-        weights = weights[:: max(1, weights.size // _SEEN)].copy()
+        weights = weights[:: max(1, min(weights.size // _SEEN, len(weights) // _ROWS))].copy()
         found = []
         for kind in (kind for kind in kinds if fits(kind, tensor)):
             rounded = dequantise(kind, quantise(kind, weights, importance), weights.shape)
