@@ -39,6 +39,7 @@ def test_without_the_rival_there_is_no_size_to_meet(
     assert [row.note for row in bench().measured("Q2_K", ["codriver"])] == [quantise.MISSING]
 
 
+@pytest.mark.slow
 def test_ours_takes_no_more_bytes_and_what_was_measured_is_kept(
     bench: Callable[[], quantise.Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
