@@ -7,6 +7,7 @@ the input (query, key and value; gate and up). The rule kept: the text is never 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,6 +44,20 @@ class Inputs:
     def importance(self, name: str) -> Floats:
         """The mean square of each column's input (width,): llama.cpp's *imatrix*."""
         found: Floats = self._squares[self._input_of[name]] / np.float32(self.n)
+        return found
+
+    def packed(self) -> bytes:
+        """Without moments, for :meth:`unpacked`."""
+        made = io.BytesIO()
+        np.savez(made, **{name: self.importance(name) for name in self._input_of})  # type: ignore[arg-type]  # the stub takes a name for a flag
+        return made.getvalue()
+
+    @classmethod
+    def unpacked(cls, file: Path) -> Inputs:
+        found = cls(n=1)
+        with np.load(file, allow_pickle=False) as arrays:
+            found._squares = dict(arrays)
+        found._input_of = {name: name for name in found._squares}
         return found
 
     def width(self, name: str) -> int:

@@ -9,7 +9,7 @@ per unit of relative output error, times its own error at that type.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ def measure(
     groups: Sequence[tuple[str, ...]],
     pieces: Pieces,
     run: Run,
-) -> list[Group]:
+) -> Iterator[Group]:
     """``reference``: of plain types (F32, F16), whose tensors are rounded in a copy beside it, group by group. Its
     matrices are Q8_0 in the copy, which is compared with what it predicts before: half the memory of F16, and half the
     time.
@@ -75,15 +75,13 @@ def measure(
         rewrite(reference, file, Changes(fast), lambda tensor: quantise(_FAST, reference.weights(tensor)))
         copy = GgufFile(file)
         right = predictions(file, pieces, run.threads)
-        found = []
         for number, names in enumerate(groups):
             error = sum(_round_in(copy[name], copy, reference, inputs) for name in names)
             fit = compare(file, right, pieces, Run(run.threads))
             for name in names:
                 _put(file, copy[name], quantise(copy[name].type, reference.weights(reference[name])).tobytes())
-            found.append(Group(names, error, fit.kl))
+            yield Group(names, error, fit.kl)
             run.tell(number + 1, len(groups))
-        return found
     finally:
         file.unlink(missing_ok=True)
 

@@ -59,26 +59,31 @@ class Variant:
         file = self.sensitivity_file
         if file.exists():
             return msgspec.json.decode(file.read_bytes(), type=dict[str, list[Choice]])
-        task, settings = self._task, self._task.settings
-        inputs = read_inputs(
-            self._kept.path, task.texts().fit, settings.windows, task.run("reads what goes into each matrix"),
-            lambda name: False,
-        )  # fmt: skip
-        groups = self._groups(inputs)
-        found = choices((self._kept, self._base), inputs, groups, settings.kinds, settings.threads)
-        _keep(file, found)
+        inputs, settings = self._inputs(), self._task.settings
+        found = choices((self._kept, self._base), inputs, self._groups(inputs), settings.kinds, settings.threads)
+        _keep(file, msgspec.json.encode(found))
         return found
 
+    def _inputs(self) -> Inputs:
+        """What goes into each matrix, without its moments."""
+        file, task = self._file("inputs").with_suffix(".npz"), self._task
+        if not file.exists():
+            run = task.run("reads what goes into each matrix")
+            read = read_inputs(self._kept.path, task.texts().fit, task.settings.windows, run, lambda name: False)
+            _keep(file, read.packed())
+        return Inputs.unpacked(file)
+
     def _groups(self, inputs: Inputs) -> list[Group]:
-        """What the model suffers; the same for any types that may be chosen."""
+        """What the model suffers; the same for any types that may be chosen. Each group is kept once it is known."""
         file, settings = self._file("groups"), self._task.settings
-        if file.exists():
-            return msgspec.json.decode(file.read_bytes(), type=list[Group])
-        with LlamaModel(self._base.path) as model:
-            pieces = pieces_of(model, self._task.texts().held, settings.sensed)
-        run = self._task.run("sees what the model suffers")
-        found = measure(self._base, inputs, groups_of(self._matrices(), settings.bands), pieces, run)
-        _keep(file, found)
+        found = msgspec.json.decode(file.read_bytes(), type=list[Group]) if file.exists() else []
+        left = groups_of(self._matrices(), settings.bands)[len(found) :]
+        if left:
+            with LlamaModel(self._base.path) as model:
+                pieces = pieces_of(model, self._task.texts().held, settings.sensed)
+            for group in measure(self._base, inputs, left, pieces, self._task.run("sees what the model suffers")):
+                found.append(group)
+                _keep(file, msgspec.json.encode(found))
         return found
 
     def _matrices(self) -> list[GgufTensor]:
@@ -124,8 +129,8 @@ class Variant:
         return "types by measured KL; matrices rounded: " + ", ".join(f"{n} {way}" for way, n in sorted(ways.items()))
 
 
-def _keep(file: Path, found: object) -> None:
+def _keep(file: Path, content: bytes) -> None:
     part = file.with_suffix(".part")
     with writing(file, part):
-        part.write_bytes(msgspec.json.encode(found))
+        part.write_bytes(content)
         part.replace(file)

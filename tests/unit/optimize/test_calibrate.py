@@ -80,3 +80,15 @@ def test_moments_alone_are_those_of_a_whole_reading_and_no_window_is_read_to_its
     for name in names - {"nothing.weight"}:
         assert np.array_equal(found.moment(name), whole.moment(name))
         assert np.array_equal(found.importance(name), whole.importance(name))
+
+
+def test_what_was_read_is_the_same_once_it_was_kept(tmp_path: Path) -> None:
+    found = Inputs(2)
+    given = np.arange(8, dtype=np.float32).reshape(2, 4)
+    for name in ("a.weight", "b.weight"):  # share an input
+        found.add(name, "x", given, False)
+    (tmp_path / "inputs.npz").write_bytes(found.packed())
+    again = Inputs.unpacked(tmp_path / "inputs.npz")
+    assert "b.weight" in again and "c.weight" not in again
+    for name in ("a.weight", "b.weight"):
+        assert np.array_equal(again.importance(name), found.importance(name)) and again.width(name) == 4
