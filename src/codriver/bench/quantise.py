@@ -125,7 +125,7 @@ class Bench:
         self._train, self._test = texts()
         folder.mkdir(parents=True, exist_ok=True)
         # The reference and its predictions are the optimisation's own, so that neither is made twice.
-        self._reference = self._optimisation(KINDS, _Peak(folder / "peak-begin.json")).task.reference.path
+        self._reference = self._optimisation(KINDS, _Peak(folder / "peak.json")).task.reference.path
 
     def shipped(self) -> list[Row]:
         return self._kept("shipped", lambda: self._rows("shipped file", self._model.stem, self._model))
@@ -172,7 +172,7 @@ class Bench:
         number = [*self._subject.systems].index(system)
 
         def make() -> list[Row]:
-            peak = _Peak(self._folder / f"peak-{rival.stem}-{number}.json")
+            peak = _Peak(self._folder / "peak.json")
             optimisation = self._optimisation(self._subject.systems[system], peak)
             trial = optimisation.run([Requirement("size", True, float(rival.stat().st_size))])
             file = self._folder / f"ours-{rival.stem}-{number}.gguf"
@@ -180,8 +180,7 @@ class Bench:
             for left in [*optimisation.out.iterdir()]:
                 left.unlink()
             optimisation.out.rmdir()
-            how = next(one for one in reversed(trial.lineage))
-            return [*rows_of(system, case, file, trial.card), peak.row(system, case, how)]
+            return [*rows_of(system, case, file, trial.card), peak.row(system, case, trial.lineage[-1])]
 
         return self._kept(f"{rival.stem}-{number}", make)
 
@@ -206,7 +205,7 @@ class Bench:
 
 
 class _Peak:
-    """The most memory that this process has while it quantises, also over several goes; kept in ``file``."""
+    """The most memory that this process has while it quantises a model, over all goes at it; kept in ``file``."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -229,7 +228,7 @@ class _Peak:
         return found
 
     def row(self, system: str, case: str, how: str) -> Row:
-        told = f"while it quantises, ceiling {RSS_CEILING_BYTES:,}; {how}"
+        told = f"so far, while it quantises this model; ceiling {RSS_CEILING_BYTES:,}; {how}"
         return Row(system, case, "peak_rss", float(self.bytes()), "bytes", 1, None, None, told)
 
 
@@ -253,10 +252,8 @@ def imatrix(model: Path, train: str, folder: Path, windows: int) -> Path:
     """What goes into each matrix, for the rival; kept in ``folder``."""
     importance = folder / f"imatrix-{windows}.npz"
     if not importance.exists():
-        inputs = read_inputs(model, train, windows, Run(_THREADS), lambda name: False)
-        names = [t.name for t in GgufFile(model) if t.name in inputs]
-        part = folder / "part.npz"
-        np.savez(part, **{name: inputs.importance(name) for name in names})  # type: ignore[arg-type]  # the stub takes a name for a flag
+        part = importance.with_suffix(".part")
+        part.write_bytes(read_inputs(model, train, windows, Run(_THREADS), lambda name: False).packed())
         part.replace(importance)
     return importance
 
