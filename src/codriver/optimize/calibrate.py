@@ -23,7 +23,7 @@ from .llama_runtime import LlamaModel, Results, Taker
 
 LEAST_WINDOWS = 4
 _ALL = slice(None)
-_MOMENT_BYTES = 3_750_000_000  # counted, of which inputs that matrices share take a fifth less
+_MOMENT_BYTES = 2_000_000_000
 
 
 @dataclass
