@@ -94,7 +94,8 @@ class Subject:
 
 SUBJECTS = (
     Subject("smollm2-135m-instruct-q4_1", ("Q4_1", "Q5_1"), Sizes(16, 8, 1, 3), AUTOROUND),
-    Subject("qwen2.5-coder-1.5b-instruct-q4_k_m", ("Q4_K", "Q5_K", "Q6_K"), Sizes(4, 2, 1, 1)),
+    # A sub-block of Q4_K is a block of Q4_1, with its scale and its least value rounded to 16 bits.
+    Subject("qwen2.5-coder-1.5b-instruct-q4_k_m", ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q6_K"), Sizes(4, 2, 1, 1)),
 )
 _QUICK = Subject(SUBJECTS[0].model, SUBJECTS[0].own, Sizes(4, 1, 1, 1))
 
