@@ -19,6 +19,7 @@ from codriver.core.engine import Engine, EngineCard
 from codriver.engines.null import Null, NullConfig
 from codriver.engines.openai import OpenAIConfig, OpenAIServer
 from codriver.engines.replay import FixedTiming, Recording, Replay
+from codriver.engines.swapping import SwappingEngine
 from tests import graph_files
 from tests.contract.upstream import serve
 
@@ -35,6 +36,20 @@ _EVERYTHING = ("chat", "completions", "embeddings", "tools", "json_schema", "log
 @asynccontextmanager
 async def null(find: Find) -> AsyncIterator[Engine]:
     engine = Null(NullConfig(text=TEXT, per_token_ms=0.1, context_tokens=CONTEXT))
+    yield engine
+    await engine.aclose()
+
+
+@asynccontextmanager
+async def swapping(find: Find) -> AsyncIterator[Engine]:
+    """In the place of another that was there first."""
+    config = NullConfig(text=TEXT, per_token_ms=0.1, context_tokens=CONTEXT)
+
+    async def load() -> Engine:
+        return Null(config)
+
+    engine = SwappingEngine(Null(config))
+    await engine.swap(load)
     yield engine
     await engine.aclose()
 
@@ -156,6 +171,7 @@ async def executorch(find: Find) -> AsyncIterator[Engine]:
 WEIGHTS = {"openai_llama_server", "onnx_runtime", "llama_cpp", "onnx_genai", "openvino"}  # these need real weights
 CASES: dict[str, Open] = {
     "null": null,
+    "swapping": swapping,
     "replay": replay,
     "openai": openai,
     "openai_llama_server": openai_llama_server,

@@ -12,7 +12,7 @@ from codriver.catalogue import CatalogueConfig, ModelFile, resolve
 from codriver.core.engine import Engine, Locality
 from codriver.core.errors import BadConfigValue, MissingExtra, MissingFile, SetupError
 from codriver.engines.registry import ENGINES
-from codriver.engines.tuning import load
+from codriver.engines.tuning import GENAI_FORMS, load
 
 from .settings import OnBoard
 
@@ -29,12 +29,14 @@ async def start_on_board(settings: OnBoard, catalogue: CatalogueConfig, locality
         null: Engine = ENGINES.load("null")(NullConfig(id=locality, locality=locality, text=settings.null_text))
         return null
     model = resolve(settings.model, catalogue.catalogue(), catalogue.store())
-    runtime = measured_runtime(settings, model, catalogue) if settings.kind == "auto" else settings.kind
+    runtime, form = str(settings.kind), GENAI_FORMS[0]
+    if settings.kind == "auto":
+        runtime, form = measured_runtime(settings, model, catalogue)
     kind = ENGINES.load(runtime)
     if runtime == "openvino":
         return await _openvino(kind, settings, model, locality)
     if runtime == "onnx_genai":
-        return await _onnx_genai(kind, settings, _exported(settings, model, catalogue), locality)
+        return await _onnx_genai(kind, settings, _exported(settings, model, form, catalogue), locality)
     return await _llama_cpp(kind, settings, model, catalogue, locality)
 
 
@@ -43,13 +45,13 @@ def tuned_folder(catalogue: CatalogueConfig) -> Path:
     return catalogue.store().root / "tuned"
 
 
-def genai_folder(catalogue: CatalogueConfig, sha256: str) -> Path:
+def genai_folder(catalogue: CatalogueConfig, sha256: str, form: str) -> Path:
     """Where a GGUF file stands once more, as ONNX Runtime GenAI loads it."""
-    return tuned_folder(catalogue) / f"{sha256}.onnx-genai"
+    return tuned_folder(catalogue) / f"{sha256}.{form}"
 
 
-def _exported(settings: OnBoard, model: ModelFile, catalogue: CatalogueConfig) -> Path:
-    folder = genai_folder(catalogue, model.sha256)
+def _exported(settings: OnBoard, model: ModelFile, form: str, catalogue: CatalogueConfig) -> Path:
+    folder = genai_folder(catalogue, model.sha256, form)
     if not folder.exists():
         raise MissingFile(
             f"The model {model.name} is not here as ONNX Runtime GenAI loads it; write it with: "
@@ -59,20 +61,22 @@ def _exported(settings: OnBoard, model: ModelFile, catalogue: CatalogueConfig) -
     return folder
 
 
-def measured_runtime(settings: OnBoard, model: ModelFile, catalogue: CatalogueConfig) -> str:
-    """The best runtime of those that agree, by the measurement of this model; else llama.cpp, and the log says why."""
+def measured_runtime(settings: OnBoard, model: ModelFile, catalogue: CatalogueConfig) -> tuple[str, str]:
+    """The best runtime of those that agree, and the form it takes the model in, by the measurement of this model; else
+    llama.cpp, and the log says why.
+    """
     if settings.mmproj or settings.prefix_file is not None:
         _log.info("the runtime is llama_cpp", extra={"reason": "only it has a kept prefix and images"})
-        return "llama_cpp"
+        return "llama_cpp", ""
     tuning, reason = load(tuned_folder(catalogue), model.sha256)
     if tuning is None:
         _log.warning(
             "the runtime is llama_cpp", extra={"reason": reason, "mend": f"codriver engines tune {settings.model}"}
         )
-        return "llama_cpp"
+        return "llama_cpp", ""
     best = tuning.pick(settings.best)
-    _log.info("the runtime is " + best.runtime, extra={"best_by": settings.best, "agreement": best.agreement})
-    return best.runtime
+    _log.info("the runtime is " + best.name, extra={"best_by": settings.best, "agreement": best.agreement})
+    return best.runtime, best.form
 
 
 def start_embedder(settings: OnBoard, catalogue: CatalogueConfig) -> Engine | None:

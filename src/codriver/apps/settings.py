@@ -89,6 +89,28 @@ class CloudAccess:
 
 
 @dataclass(frozen=True)
+class HeatConfig:
+    """What the vehicle does as its computer gets hot: see docs/optimize.md."""
+
+    target: str = setting(
+        "",
+        "The car computer whose table of actions is followed: a name of `codriver targets list`, or TOML; empty: none.",
+    )
+    smaller: str = setting("", "The model for rows that say smaller, a name or a GGUF file; empty: the same model.")
+    temperature_file: Path | None = setting(
+        None, "File with a temperature in thousandths of a degree; not given: the hottest of Linux's thermal zones."
+    )
+    power_file: Path | None = setting(
+        None, "File with the power that may be taken, in millionths of a watt, as hwmon's power1_cap."
+    )
+    every_s: float = setting(2.0, "Time between two looks at them.", least=0.05)
+    hysteresis_c: float = setting(3.0, "Degrees that a row must have stopped holding by before it is left.", least=0)
+    hysteresis_share: float = setting(
+        0.05, "Share of the power budget that a row must have stopped holding by.", least=0, most=1
+    )
+
+
+@dataclass(frozen=True)
 class VehicleConfig:
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     engine: OnBoard = field(default_factory=OnBoard)
@@ -97,6 +119,7 @@ class VehicleConfig:
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
+    heat: HeatConfig = field(default_factory=HeatConfig)
     catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 

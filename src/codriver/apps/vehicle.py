@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from urllib.parse import urlsplit
 
+from codriver.core.cadence import Cadence
 from codriver.core.deadline import Deadline
 from codriver.core.engine import Engine, LinkObserver, NoLink
 from codriver.core.errors import BadConfigValue, NoCloudConfigured
 from codriver.engines.openai import OpenAIConfig, OpenAIServer
+from codriver.engines.swapping import SwappingEngine
 from codriver.gateway import Console, Gateway, Listening, serve
 from codriver.gateway.tls import client_context
 from codriver.observe.journal import Journal
@@ -51,6 +53,7 @@ class Vehicle:
     link: LinkView = field(default_factory=SteadyLink)
     quality: Quality = field(default_factory=Quality)
     semantic: NoRoutes = NO_ROUTES
+    cadence: Cadence = field(default_factory=Cadence)
     models: Mapping[str, Engine] = field(default_factory=dict)
     listening: Listening | None = None
 
@@ -74,6 +77,28 @@ async def on_board_engine(car: Vehicle) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        await engine.aclose()
+
+
+@asynccontextmanager
+async def heat(car: Vehicle) -> AsyncIterator[None]:
+    """The engine on board follows the table of actions of the computer that it runs on, where one is named."""
+    if not car.config.heat.target:
+        yield
+        return
+    from .heat import governor, paced
+
+    engine = SwappingEngine(paced(car.engines["vehicle"], car.cadence))
+    rules = governor(car.config.heat, car.config.engine, engine, car.config.catalogue, car.cadence)
+    rules.metrics = car.metrics
+    car.engines["vehicle"] = engine
+    governing = asyncio.create_task(rules.run())
+    try:
+        yield
+    finally:
+        governing.cancel()
+        with suppress(asyncio.CancelledError):
+            await governing
         await engine.aclose()
 
 
@@ -108,6 +133,7 @@ async def cloud_engine(car: Vehicle) -> AsyncIterator[None]:
         return server.probe(Deadline.after(car.config.link.retry_s))
 
     monitor = LinkMonitor(probe, car.config.link, metrics=car.metrics, journal=car.journal)
+    monitor.cadence = car.cadence
     observer: LinkObserver = monitor if car.config.route.link_aware else NoLink()
     server = OpenAIServer(_cloud_config(car.config), observer, _cloud_tls(car.config))
     car.engines["cloud"] = server
@@ -179,6 +205,7 @@ async def gateway(car: Vehicle) -> AsyncIterator[None]:
 TABLE: tuple[Service[Vehicle], ...] = (
     Service("observe", observe),
     Service("vehicle engine", on_board_engine),
+    Service("heat", heat),
     Service("embedder", embedder),
     Service("cloud engine", cloud_engine),
     Service("quality", quality),

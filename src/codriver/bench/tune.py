@@ -22,7 +22,7 @@ import numpy as np
 from codriver.catalogue import Catalogue, Store
 from codriver.core.gguf import read_header
 from codriver.engines.registry import ENGINES
-from codriver.engines.tuning import Amounts, Tuning, candidates, trials_of, tune
+from codriver.engines.tuning import GENAI_FORMS, Amounts, Tuning, candidates, trials_of, tune
 from codriver.engines.tuning_process import MemoryTask, NextTask, ReadTask, Result, Task, WriteTask
 from codriver.engines.tuning_set import QUESTIONS, passage
 from codriver.engines.tuning_trial import Candidate, Figures, Spread, Trial
@@ -43,11 +43,13 @@ def run(quick: bool = False) -> Report:
     amounts = Amounts(1, 2, 24, 4, QUESTIONS[:6], (64, 512)) if quick else Amounts(rounds=9)
     threads = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="codriver-tune-") as work:
-        folder = Path(work) / "onnx-genai"
-        if ENGINES.why_not("onnx_genai") is None:
-            export(file, "onnx-genai", folder, lambda step: None)
-        found, left = candidates(file, folder if folder.exists() else "not installed")
-        trials = trials_of(found, threads, amounts.prompts)
+        folders = {form: Path(work) / form for form in GENAI_FORMS}
+        for form, folder in folders.items():
+            if ENGINES.why_not("onnx_genai") is None:
+                export(file, form, folder, lambda step: None)
+        found, left = candidates(file, folders)
+        # As a vehicle has them: each runtime's own choice. The rival gets every core.
+        trials = trials_of(found, 0, amounts.prompts)
         rival = PlainTrial(file, trials[0].room, threads)
         tuning = asyncio.run(tune([*trials, rival], entry.sha256, amounts, lambda step: None))
     rows = [row for one in tuning.runtimes for row in _rows(one)]
@@ -56,7 +58,7 @@ def run(quick: bool = False) -> Report:
 
 
 def _rows(one: Figures) -> list[Row]:
-    system = one.runtime if one.runtime == PLAIN else f"codriver, {one.runtime}"
+    system = one.name if one.runtime == PLAIN else f"codriver, {one.name}"
     said = "of next tokens along the reference's greedy answers"
     share = Row(system, "fixed questions", "agreement", one.agreement, "share", one.positions, one.agreement_low)
     rows = [_row(system, f"{tokens} tokens", "ttft", "ms", took) for tokens, took in one.ttft_ms.items()]
@@ -80,7 +82,7 @@ def _picked(tuning: Tuning) -> list[Row]:
     if plain is None:
         return [Row("codriver", "all", "left out", 0.0, "", 0, note=tuning.left_out[PLAIN])]
     best = Tuning.pick(msgspec.structs.replace(tuning, runtimes=ours), "ttft")
-    note = f"{best.runtime} was picked; it agrees at {best.agreement:.1%} of {best.positions}"
+    note = f"{best.name} was picked; it agrees at {best.agreement:.1%} of {best.positions}"
     return [
         Row(
             "codriver",

@@ -42,6 +42,11 @@ class Measured(msgspec.Struct, frozen=True):
     note: str = ""
     samples: tuple[float, ...] = ()
 
+    @property
+    def predicted(self) -> bool:
+        """Whether a model of the target says so, and nobody observed it: the note tells for what, and how wrong."""
+        return self.note.startswith("predicted")
+
 
 class Artifact(msgspec.Struct, frozen=True):
     """``target``: the profile that it was made for. ``lineage``: what it was made from and how, in order. ``licence``:

@@ -21,6 +21,7 @@ import aiohttp
 import msgspec
 
 from codriver.core import wire
+from codriver.core.cadence import Cadence
 from codriver.core.clock import SYSTEM_CLOCK, Clock
 from codriver.core.deadline import Deadline
 from codriver.core.engine import Capability, EngineCard, Health, Price, TextOnly
@@ -87,6 +88,7 @@ class LlamaCpp(TextOnly):
         self._queue = 0
         self._mean_s = 0.0
         self.prefix = PrefixState()
+        self.cadence = Cadence()  # of learning openings: each takes a slot's time
 
     @classmethod
     async def start(cls, config: LlamaCppConfig, clock: Clock = SYSTEM_CLOCK) -> LlamaCpp:
@@ -202,7 +204,8 @@ class LlamaCpp(TextOnly):
                 await chunks.aclose()
         finally:
             self._slots.give(slot)
-        self._keeper.offer(server, slot, request, plan)
+        if plan.learn and self.cadence.due():
+            self._keeper.offer(server, slot, request, plan)
 
     def _is_long(self, request: ChatRequest, saved: int) -> bool:
         """Whether what is not saved of a prompt takes several steps to read, at about four characters a token."""

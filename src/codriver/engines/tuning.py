@@ -8,13 +8,14 @@ with this file, on this processor, with these versions.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from operator import methodcaller
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -25,14 +26,14 @@ from codriver.core.machine import processor
 
 from .registry import ENGINES
 from .tuning_set import QUESTIONS
-from .tuning_trial import Candidate, Figures, Trial
+from .tuning_trial import Candidate, Figures, Trial, called
 
 Policy = Literal["ttft", "decode", "memory"]
 PROMPTS = (64, 512, 2048)
 BOUND = 0.9
 _ROOM = 96  # tokens of the chat template and of an answer beside the prompt
 _PACKAGES = {"llama_cpp": "xllamacpp", "openvino": "openvino-genai", "onnx_genai": "onnxruntime-genai"}
-_NO_FOLDER = "it needs a folder that `codriver optimize export MODEL --to onnx-genai` writes"
+GENAI_FORMS = ("onnx-genai", "onnx-genai-w8a8")  # faithful, and fast with prompts: which is better is measured
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,25 @@ def _cost(of: Figures, policy: Policy) -> float:
     return of.ttft_ms[lengths[len(lengths) // 2]].value
 
 
-def candidates(file: Path, genai: Path | str = _NO_FOLDER) -> tuple[list[Candidate], dict[str, str]]:
+def candidates(
+    file: Path, genai: Mapping[str, Path | str] = MappingProxyType({})
+) -> tuple[list[Candidate], dict[str, str]]:
     """The runtimes that can load the GGUF file ``file``, the reference first, and why others cannot. ``genai``: the
-    same model's folder for ONNX Runtime GenAI, or why there is none.
+    same model's folders for ONNX Runtime GenAI by their form, or why there is none.
 
     Errors: :class:`MissingFile`; :class:`BadModelFile`; :class:`BadConfigValue` where none can.
     """
     read_header(file)
-    places: dict[str, Path | str] = {"llama_cpp": file, "openvino": _for_openvino(file), "onnx_genai": genai}
+    places: list[tuple[str, str, Path | str]] = [("llama_cpp", "", file), ("openvino", "", _for_openvino(file))]
+    needs = "it needs a folder that `codriver optimize export MODEL --to {}` writes"
+    places += [("onnx_genai", form, genai.get(form, needs.format(form))) for form in GENAI_FORMS]
     found, left = [], {}
-    for runtime, place in places.items():
+    for runtime, form, place in places:
         reason = ENGINES.why_not(runtime) or (place if isinstance(place, str) else None)
         if reason is None and isinstance(place, Path):
-            found.append(Candidate(runtime, place))
+            found.append(Candidate(runtime, place, form))
         else:
-            left[runtime] = str(reason)
+            left[called(runtime, form)] = str(reason)
     if not found:
         raise BadConfigValue(f"No runtime here loads {file}: {'; '.join(left.values())}.", param="model")
     return found, left
@@ -125,7 +130,7 @@ async def tune(trials: Sequence[Trial], sha256: str, amounts: Amounts, tell: Cal
 
         async def each(step: str, work: Callable[[Trial], Awaitable[None]], turn: int = 0) -> None:
             tell(step)
-            alive = [trial for trial in trials if trial.of.runtime not in left]
+            alive = [trial for trial in trials if trial.of.name not in left]
             for trial in alive[turn % len(alive) :] + alive[: turn % len(alive)]:
                 try:
                     await work(trial)
@@ -134,7 +139,7 @@ async def tune(trials: Sequence[Trial], sha256: str, amounts: Amounts, tell: Cal
                         raise EngineUnavailable(
                             f"The reference runtime failed: {error.message}", engine=trial.of.runtime
                         ) from error
-                    left[trial.of.runtime] = error.message
+                    left[trial.of.name] = error.message
 
         for _ in range(amounts.starts):
             await each("starts each runtime", lambda trial: trial.start())
@@ -147,7 +152,7 @@ async def tune(trials: Sequence[Trial], sha256: str, amounts: Amounts, tell: Cal
             )
         right = [await reference.answer(question, amounts.tokens) for question in amounts.questions]
         await each("compares answers", lambda trial: trial.judge(right))
-        figures = [trial.figures() for trial in trials if trial.of.runtime not in left]
+        figures = [trial.figures() for trial in trials if trial.of.name not in left]
     versions = {one.runtime: version_of(one.runtime) for one in figures}
     return Tuning(sha256, processor(), started, reference.threads, BOUND, versions, figures, left)
 

@@ -23,8 +23,20 @@ _TRIES = 6
 
 @dataclass(frozen=True)
 class Candidate:
+    """``form`` is what the model was written as for the runtime; empty where it reads the model's own file."""
+
     runtime: str
     file: Path
+    form: str = ""
+
+    @property
+    def name(self) -> str:
+        return called(self.runtime, self.form)
+
+
+def called(runtime: str, form: str) -> str:
+    """One of a runtime's candidates, for tables and sentences."""
+    return f"{runtime} ({form})" if form else runtime
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -51,6 +63,11 @@ class Figures(msgspec.Struct, frozen=True):
     agreement: float
     agreement_low: float
     positions: int
+    form: str = ""
+
+    @property
+    def name(self) -> str:
+        return called(self.runtime, self.form)
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -136,6 +153,7 @@ class Trial:
             agreement=share,
             agreement_low=low,
             positions=len(self._same),
+            form=self.of.form,
         )
 
     async def close(self) -> None:

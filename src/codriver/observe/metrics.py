@@ -8,7 +8,8 @@ closed sets (routes of the table, engine ids, error codes), never from a request
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -71,6 +72,10 @@ class Metrics:
             "codriver_breaker_state", "1 for the state that an engine's circuit breaker is in.", "engine state"
         )
 
+        self._heat_step = self._gauge("codriver_heat_step", "1 for the row of the table of actions that holds.", "step")
+        self._heat_c = self._gauge("codriver_heat_celsius", "Temperature that the table is followed by.", "")
+        self._heat_c.set(math.nan)
+
     def _define_semantic(self) -> None:
         self._semantic_names: set[str] = set()
         self._semantic = self._counter("codriver_semantic_route", "Requests by the semantic route they took.", "route")
@@ -125,6 +130,12 @@ class Metrics:
         engine, state = self._bounded(engine), state.replace("-", "_")
         for known in _BREAKER_STATES:
             self._breaker.labels(engine, known).set(known == state)
+
+    def heat(self, step: str, steps: Sequence[str], celsius: float | None) -> None:
+        """``step`` of the table's ``steps`` holds; None where no temperature is read."""
+        for known in steps:
+            self._heat_step.labels(known).set(known == step)
+        self._heat_c.set(math.nan if celsius is None else celsius)
 
     def semantic_route(self, route: str) -> None:
         """``route`` is a name of the routes file, ``none`` where no route was sure, ``failed`` where none was sought.
@@ -205,6 +216,7 @@ class NoMetrics(Metrics):
     escalated: Callable[..., None] = staticmethod(_nothing)
     link: Callable[..., None] = staticmethod(_nothing)
     breaker: Callable[..., None] = staticmethod(_nothing)
+    heat: Callable[..., None] = staticmethod(_nothing)
     in_flight: Callable[..., None] = staticmethod(_nothing)
     semantic_route: Callable[..., None] = staticmethod(_nothing)
     semantic_cache: Callable[..., None] = staticmethod(_nothing)

@@ -110,12 +110,12 @@ def _scored(
             run.tell(number + 1, len(pieces))
     fit = found.fit()
     if not math.isfinite(fit.perplexity):
-        _refuse_odd(model.file)
+        refuse_odd(model.file)
     return fit
 
 
-def _refuse_odd(file: Path) -> None:
-    """What a model whose predictions are no numbers has in it."""
+def refuse_odd(file: Path) -> None:
+    """What a model whose predictions are no numbers has in it. Errors: :class:`BadModelFile`, always."""
     opened = GgufFile(file)
     for tensor in opened:
         opened.refuse_odd(tensor)

@@ -10,6 +10,7 @@ Xiao et al. 2024, arXiv:2309.17453) in a cache of that many cells, or the prompt
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from codriver.core.errors import BadConfigValue, BadModelFile
 
 from .evaluate import log_softmax
 from .ggml import Floats
-from .latency import peak_bytes
+from .latency import peak_bytes, resident_bytes
 from .llama_runtime import SHARES, Cache, Context, Keeper, LlamaModel, Results
 
 STEP = 64  # tokens that are read at once: what is held changes between steps
@@ -60,12 +61,15 @@ def on_grids(values: Floats, bits: int) -> Floats:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a long text is read: types, and ``cells`` (0: one for each token), of which ``sinks`` keep the first."""
+    """How a long text is read: types, and ``cells`` (0: one for each token), of which ``sinks`` keep the first. Of the
+    rest, the latest are held; with ``attended``, a prompt's tokens that its end looks at most, and all behind it.
+    """
 
     keys: str = "F16"
     values: str = "F16"
     cells: int = 0
     sinks: int = SINKS
+    attended: bool = False
 
     def refuse(self) -> None:
         """Errors: :class:`BadConfigValue`."""
@@ -77,9 +81,12 @@ class Reading:
             )
 
 
-def read_losses(context: Context, tokens: list[int], reading: Reading, first: int = 0) -> Floats:
+_PLAIN = Reading()
+
+
+def read_losses(context: Context, tokens: list[int], reading: Reading, first: int = 0, goes_on: bool = False) -> Floats:
     """Of each token behind number ``first``, in nats: -log p. Where cells are full, the oldest behind the sinks are
-    dropped. Errors: those of ``Context.drop``.
+    dropped. ``goes_on``: behind what the context holds already. Errors: those of ``Context.drop``.
     """
     held, losses = 0, []
     for begin in range(0, len(tokens), STEP):
@@ -89,7 +96,7 @@ def read_losses(context: Context, tokens: list[int], reading: Reading, first: in
             context.drop(reading.sinks, reading.sinks + over)
             held -= over
         skipped = min(max(0, first - begin), len(piece))
-        logits = (context.more if begin else context.logits)(piece, skipped)
+        logits = (context.more if begin or goes_on else context.logits)(piece, skipped)
         follows = follows[skipped:]
         if follows:
             losses.append(-log_softmax(logits)[np.arange(len(follows)), follows])
@@ -108,7 +115,9 @@ def measure(file: Path, text: str, tokens: int, reading: Reading, threads: int) 
         raise BadConfigValue(f"The text has {found} tokens; {tokens} are to be read.")
     asked = msgspec.json.encode((str(file), text, tokens, reading, threads))
     command = [sys.executable, "-m", "codriver.optimize.kv_cache"]
-    done = subprocess.run(command, input=asked, capture_output=True, check=False)
+    # What is freed is given back, as by a vehicle that serves: glibc would keep blocks of up to 32 MiB.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
+    done = subprocess.run(command, input=asked, capture_output=True, check=False, env=environment)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {done.returncode}"]
         raise BadModelFile(f"{file} could not be measured: {lines[-1][:200]}")
@@ -116,25 +125,43 @@ def measure(file: Path, text: str, tokens: int, reading: Reading, threads: int) 
 
 
 def main(asked: bytes) -> list[Measured]:
-    """What :func:`measure` runs in a process of its own. The text's second half is scored."""
+    """What :func:`measure` runs in a process of its own. The text's second half is scored, where ``attended`` the half
+    behind a prompt. ``held``: what the process has at the end of it, more than before it loaded the file; ``rss``: the
+    most that it ever had more.
+    """
     name, text, tokens, reading, threads = msgspec.json.decode(asked, type=tuple[str, str, int, Reading, int])
-    before = peak_bytes()
+    before, resident = peak_bytes(), resident_bytes()
     with LlamaModel(Path(name)) as model:
         ids = [*model.begin, *model.tokens(text)][:tokens]
-        cache = Cache(reading.keys, reading.values, reading.cells or len(ids))
+        half = len(ids) // 2
+        room, memory = reading.cells or len(ids), b""
+        if reading.attended and reading.cells:
+            _, memory = most_looked_at(model, ids[:half], reading.cells, threads, reading)
+            room += len(ids) - half
+        cache = Cache(reading.keys, reading.values, room, fused=not memory)
         with model.context(STEP, threads, cache=cache) as context:
-            losses = read_losses(context, ids, reading, len(ids) // 2).astype(np.float64)
-            rss = peak_bytes() - before
+            if memory:
+                context.resume(memory, half)
+                del memory
+                losses = read_losses(context, ids[half:], Reading(), goes_on=True)
+            else:
+                losses = read_losses(context, ids, reading, half)
+            held, rss = resident_bytes() - resident, peak_bytes() - before
+    losses = losses.astype(np.float64)
     mean, error = losses.mean(), losses.std(ddof=1) / len(losses) ** 0.5
     low, high = np.exp(mean - 1.96 * error), np.exp(mean + 1.96 * error)
-    note = f"{reading.keys} keys, {reading.values} values, {cache.cells} cells, the second half scored"
+    choice = ", of the first half those that its end looks at" if reading.attended else ""
+    note = f"{reading.keys} keys, {reading.values} values, {cache.cells} cells, the second half scored{choice}"
     return [
         Measured(f"ppl@{tokens}", float(np.exp(mean)), "perplexity", len(losses), float(low), float(high), note),
         Measured(f"rss@{tokens}", float(rss), "bytes", 1, note=note),
+        Measured(f"held@{tokens}", float(held), "bytes", 1, note=note),
     ]
 
 
-def most_looked_at(model: LlamaModel, prompt: list[int], cells: int, threads: int) -> tuple[list[int], bytes]:
+def most_looked_at(
+    model: LlamaModel, prompt: list[int], cells: int, threads: int, types: Reading = _PLAIN
+) -> tuple[list[int], bytes]:
     """Positions of the prompt to hold in ``cells``, its end among them, and the memory of a context that holds just
     those. Errors: :class:`BadConfigValue` for a prompt that is too short.
     """
@@ -152,7 +179,7 @@ def most_looked_at(model: LlamaModel, prompt: list[int], cells: int, threads: in
             # A context that was empty fills its cells in order: cell and position are the same.
             seen[:] += values[:, :before].sum(axis=0)
 
-    cache = Cache(cells=len(prompt), fused=False)
+    cache = Cache(types.keys, types.values, len(prompt), fused=False)
     shares = Results(lambda name: name.startswith(SHARES), take)
     with model.context(STEP, threads, (None, shares), cache) as context:
         for begin in range(0, before, STEP):

@@ -69,9 +69,18 @@ def _row(metric: str, values: list[float], unit: str, note: str) -> Measured:
 
 def peak_bytes() -> int:
     """The most memory that this process ever had; 0 where there is no /proc."""
+    return _status_bytes("VmHWM:")
+
+
+def resident_bytes() -> int:
+    """The memory that this process has; 0 where there is no /proc."""
+    return _status_bytes("VmRSS:")
+
+
+def _status_bytes(field: str) -> int:
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(field):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass

@@ -127,6 +127,10 @@ def _llama() -> ctypes.CDLL:
         ("llama_vocab_n_tokens", ctypes.c_int32, [ctypes.c_void_p]),
         ("llama_vocab_get_add_bos", ctypes.c_bool, [ctypes.c_void_p]),
         ("llama_vocab_bos", ctypes.c_int32, [ctypes.c_void_p]),
+        ("llama_vocab_is_eog", ctypes.c_bool, [ctypes.c_void_p, ctypes.c_int32]),
+        ("llama_model_n_ctx_train", ctypes.c_int32, [ctypes.c_void_p]),
+        ("llama_token_to_piece", ctypes.c_int32,
+         [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, *[ctypes.c_int32] * 2, ctypes.c_bool]),
         ("llama_batch_init", _Batch, [ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]),
         ("llama_batch_free", None, [_Batch]),
         ("llama_decode", ctypes.c_int32, [ctypes.c_void_p, _Batch]),
@@ -172,6 +176,7 @@ class LlamaModel:
         self.file = file
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.vocabulary = int(self._lib.llama_vocab_n_tokens(self._vocab))
+        self.room = int(self._lib.llama_model_n_ctx_train(self._model))  # tokens that it was made to read
         self.begin: list[int] = (
             [int(self._lib.llama_vocab_bos(self._vocab))] if self._lib.llama_vocab_get_add_bos(self._vocab) else []
         )
@@ -196,6 +201,19 @@ class LlamaModel:
         if found < 0:
             raise BadModelFile(f"llama.cpp cannot split text into tokens of {self.file}.")
         return list(ids[:found])
+
+    def piece(self, token: int) -> bytes:
+        """What a token writes: UTF-8, maybe of a part of a letter; nothing for a mark."""
+        room = 256
+        held = ctypes.create_string_buffer(room)
+        found = int(self._lib.llama_token_to_piece(self._vocab, token, held, room, 0, False))
+        if found < 0:
+            raise BadModelFile(f"llama.cpp cannot write token {token} of {self.file}.")
+        return held.raw[:found]
+
+    def ends(self, token: int) -> bool:
+        """Whether a token is a mark for the end of what is written."""
+        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
     @contextlib.contextmanager
     def context(
@@ -261,12 +279,13 @@ class Context:
         ``close`` unset stays where it was. Errors: :class:`BadModelFile` for a model whose memory cannot do this.
         """
         memory = self._lib.llama_get_memory(self._handle)
-        if close and not self._lib.llama_memory_can_shift(memory):
+        if close and end < self._read and not self._lib.llama_memory_can_shift(memory):
             raise BadModelFile("The memory of this model cannot be moved up.")
         if not self._lib.llama_memory_seq_rm(memory, 0, begin, end):
             raise BadModelFile("The memory of this model cannot be forgotten in part.")
         if close:
-            self._lib.llama_memory_seq_add(memory, 0, end, -1, begin - end)
+            if end < self._read:
+                self._lib.llama_memory_seq_add(memory, 0, end, -1, begin - end)
             self._read -= end - begin
 
     def memory(self) -> bytes:

@@ -26,6 +26,8 @@ from .gguf_file import GgufFile
 from .predictions import kept_predictions
 from .requirement import Requirement
 from .task import Settings, Task, Told, begin
+from .task_sets.asking import Answers, ask
+from .task_sets.judging import card_of as card_of_task
 from .variant import Variant
 
 _STEPS = 8
@@ -60,6 +62,7 @@ class Measuring:
     task: Task
     requirements: Sequence[Requirement]
     _reference: dict[str, float] = field(default_factory=dict)
+    _answers: list[Answers] = field(default_factory=list)
 
     @property
     def reference(self) -> Mapping[str, float]:
@@ -69,7 +72,22 @@ class Measuring:
                 task.reference.path, None, settings.scored, settings.judged, task.run("scores the reference")
             )
             self._reference = {"ppl": fit.perplexity, "size": float(task.source.path.stat().st_size)}
+            for one, there in zip(settings.task_sets, self._asked(), strict=True):
+                self._reference[one.name] = sum(there.right) / len(there.right)
         return self._reference
+
+    def _asked(self) -> list[Answers]:
+        """The reference's answers, by task set."""
+        if not self._answers and self.task.settings.task_sets:
+            run = self.task.run("asks the reference")
+            self._answers = ask(self.task.reference.path, self.task.settings.task_sets, run)
+        return self._answers
+
+    def answered(self, file: Path) -> list[Measured]:
+        """What ``file`` answers, beside the reference, as an artifact's card has it."""
+        sets, there = self.task.settings.task_sets, self._asked()
+        here = ask(file, sets, self.task.run("asks it")) if sets else []
+        return [row for one, a, b in zip(sets, here, there, strict=True) for row in card_of_task(one, a, b)]
 
     def fit(self, file: Path, windows: int) -> Fit:
         """Scored on the first ``windows`` of the scored text."""
@@ -80,12 +98,18 @@ class Measuring:
             return evaluate(file, right, settings.scored, windows, run)
         return compare(file, kept.rows[:windows], kept.pieces[:windows], run)
 
+    @property
+    def prompts(self) -> list[int]:
+        """The lengths in tokens of which a first token is timed."""
+        return sorted({one.tokens for one in self.requirements if one.tokens} or {WINDOW})
+
     def trial(self, variant: Variant, file: Path, how: str) -> Trial:
         settings = self.task.settings
         fit = self.fit(file, settings.judged)
+        asked = self.answered(file)
         self.task.told("measures its speed and memory")
-        prompts = sorted({one.tokens for one in self.requirements if one.tokens} or {WINDOW})
-        card = [*card_of(fit, file), *settings.timing(file, settings.threads, settings.runs, prompts)]
+        timed = settings.timing(file, settings.threads, settings.runs, self.prompts)
+        card = [*card_of(fit, file), *asked, *timed]
         values = {one.metric: one.value for one in card}
         values["bits"] = 8 * sum(t.size_bytes for t in GgufFile(file)) / variant.weights
         missed = tuple(one for one in self.requirements if not one.met(values[one.key], self.reference))
@@ -136,7 +160,8 @@ class Optimisation:
         kept = stage / _MODEL
         trial.file.replace(kept)
         for name, content in trial.beside.items():
-            (stage / name).write_bytes(content)
+            with writing(stage / name):
+                (stage / name).write_bytes(content)
         metadata = self.task.source.header.metadata
         artifact = Artifact(
             name=str(metadata.get("general.name", self.task.source.path.stem)),
@@ -151,7 +176,12 @@ class Optimisation:
         with writing(self.out):
             stage.replace(self.out.resolve())
         if trial.missed:
-            told = "; ".join(f"{one} (it has {trial.values.get(one.key, math.nan):g})" for one in trial.missed)
+            predicted = {one.metric for one in trial.card if one.predicted}
+            told = "; ".join(
+                f"{one} (it {'is predicted to have' if one.key in predicted else 'has'} "
+                f"{trial.values.get(one.key, math.nan):g})"
+                for one in trial.missed
+            )
             raise RequirementMissed(f"No artifact meets {told}. The nearest is kept in {self.out}.")
         return trial
 

@@ -1,19 +1,21 @@
 """What an artifact must reach, in a line: ``ppl<=+3%, size<=110MB, ttft_ms<=300@512``.
 
 A requirement is a metric, ``<=`` or ``>=``, a number with a unit where the metric has one, ``+N%`` or ``Nx`` where it
-counts against the reference, and ``@N`` where it is of a prompt of N tokens. Sizes: kB, MB, GB are powers of 1000,
-KiB, MiB, GiB of 1024.
+counts against the reference (``-N%`` for what must be at least so much), and ``@N`` where it is of a prompt of N
+tokens. Sizes: kB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024. Task sets are metrics by the names they are given.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from codriver.core.errors import BadConfigValue
 
-_PART = re.compile(r"\s*([a-z_0-9]+?)\s*(<=|>=)\s*(\+?)([0-9]*\.?[0-9]+)\s*(%|x|[KMG]i?B|kB|B)?\s*(?:@\s*([0-9]+))?\s*")
+_PART = re.compile(
+    r"\s*([a-z_0-9]+?)\s*(<=|>=)\s*([+-]?)([0-9]*\.?[0-9]+)\s*(%|x|[KMG]i?B|kB|B)?\s*(?:@\s*([0-9]+))?\s*"
+)
 _UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # Metric → the direction that makes sense, and what it is.
 METRICS: dict[str, tuple[str, str]] = {
@@ -59,34 +61,44 @@ class Requirement:
         return value <= bound if self.at_most else value >= bound
 
     def __str__(self) -> str:
-        share = f"{1 + self.limit:g}x" if self.metric == "latency" else f"+{100 * self.limit:g}%"
+        sign = "+" if self.at_most else "-"
+        share = f"{1 + self.limit:g}x" if self.metric == "latency" else f"{sign}{100 * self.limit:g}%"
         number = share if self.relative else f"{self.limit:g}"
         return f"{self.metric}{'<=' if self.at_most else '>='}{number}{f'@{self.tokens}' if self.tokens else ''}"
 
 
-def parse_requirements(line: str) -> list[Requirement]:
-    """Errors: :class:`BadConfigValue` naming the part, and what it might have been."""
-    return [_parse(part) for part in line.split(",") if part.strip()]
+def parse_requirements(line: str, task_sets: Sequence[str] = ()) -> list[Requirement]:
+    """``task_sets``: names of those that are asked; ``NAME`` is its accuracy, ``NAME_flips`` its share of flips.
+
+    Errors: :class:`BadConfigValue` naming the part, and what it might have been.
+    """
+    known = dict(METRICS)
+    for name in task_sets:
+        known[name] = (">=", "share of right answers, from 0 to 1")
+        known[f"{name}_flips"] = ("<=", "share of answers that turned from right to wrong or back")
+    return [_parse(part, known) for part in line.split(",") if part.strip()]
 
 
-def _parse(part: str) -> Requirement:
+def _parse(part: str, known: Mapping[str, tuple[str, str]]) -> Requirement:
     found = _PART.fullmatch(part)
     if found is None:
         raise _bad(part, "write a metric, <= or >=, and a number")
-    metric, sense, plus, number, unit, tokens = found.groups()
-    if metric not in METRICS:
-        raise _bad(part, f"there is no metric '{metric}'; known: {', '.join(METRICS)}")
-    if sense != METRICS[metric][0]:
-        raise _bad(part, f"'{metric}' ({METRICS[metric][1]}) takes {METRICS[metric][0]}")
+    metric, sense, sign, number, unit, tokens = found.groups()
+    if metric not in known:
+        raise _bad(part, f"there is no metric '{metric}'; known: {', '.join(known)}")
+    if sense != known[metric][0]:
+        raise _bad(part, f"'{metric}' ({known[metric][1]}) takes {known[metric][0]}")
     if unit == "%":
-        if not plus and sense == "<=":
+        if sense == "<=" and sign != "+":
             raise _bad(part, f"write {metric}<=+{number}% for a share over the reference")
+        if sense == ">=" and sign != "-":
+            raise _bad(part, f"write {metric}>=-{number}% for a share below the reference")
         return Requirement(metric, sense == "<=", float(number) / 100, relative=True)
     if (unit == "x") != (metric == "latency"):
         raise _bad(part, "a multiple of the reference's value (0.66x) belongs to latency, and to it alone")
     if unit == "x":
         return Requirement(metric, sense == "<=", float(number) - 1, relative=True)
-    if plus:
+    if sign:
         raise _bad(part, "only a share in percent counts against the reference")
     if (unit is not None) != (metric in _BYTES):
         raise _bad(part, f"'{metric}' takes {'a unit: B, kB, MB, GB, KiB, MiB or GiB' if unit is None else 'no unit'}")

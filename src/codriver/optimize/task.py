@@ -17,6 +17,7 @@ from .llama_check import check
 from .llama_runtime import LlamaModel
 from .recipe import NO_PASSES, Recipe
 from .rounding import Text, write_reference
+from .task_sets.questions import TaskSet
 
 KINDS = ("Q2_K", "Q3_K", "Q4_0", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0")
 _SMALL_WEIGHTS = 500_000_000  # up to so many the reference is F32, beyond that F16
@@ -28,7 +29,7 @@ Timing = Callable[[Path, int, int, Sequence[int]], list[Measured]]
 class Settings:
     """``windows``: of 512 tokens, for calibration; a quarter as many are kept back. ``sensed`` tell what the model
     suffers, ``judged`` are scored. ``kinds``: the types that may be chosen. ``timing``: measures a file on ``target``,
-    or predicts it.
+    or predicts it. ``task_sets``: asked of every file that is measured, and of the reference.
     """
 
     calibration: str
@@ -42,6 +43,7 @@ class Settings:
     runs: int = 5
     recipe: Recipe = NO_PASSES
     target: str = "host"
+    task_sets: tuple[TaskSet, ...] = ()
     timing: Timing = field(default=measure_latency, repr=False)
 
 

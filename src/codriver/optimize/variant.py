@@ -26,6 +26,7 @@ from .recipe import Recipe, Workshop
 from .requirement import Requirement
 from .rounding import Rounder, write_rounded
 from .sensitivity import Group, choices, groups_of, measure
+from .targets.predict import Layout, layout_of
 from .task import Task
 
 _PADDING = 256  # bytes, more than a tensor's entry in the header and its alignment take
@@ -117,6 +118,10 @@ class Variant:
         if kinds is not None:
             options = {name: [one for one in of if one.kind in kinds] or of for name, of in options.items()}
         return allocate(options, budget)
+
+    def layout(self, chosen: Allocation) -> Layout:
+        """What of the file decides how fast it is, before it is written."""
+        return layout_of(self._kept.path, chosen.kinds)
 
     def write(self, file: Path, chosen: Allocation, damping: float = DAMPING) -> str:
         """Round to what was ``chosen``; how it was done, as a phrase for the lineage."""

@@ -12,7 +12,7 @@ import math
 import msgspec
 from msgspec.structs import replace
 
-from codriver.core.engine import EngineCard
+from codriver.core.engine import Engine, EngineCard
 from codriver.core.errors import CodriverError, LinkDown, NoEngineLeft, UnknownModel, UnsupportedModality
 from codriver.core.messages import ChatRequest, Policy, RequestOptions
 from codriver.core.plan import Attempt, AttemptPlan, Gate
@@ -172,9 +172,8 @@ class Decider:
         if not cloud:
             return self._all(ask, vehicle, self._why_no_cloud(cloud_refusals))
         if not vehicle:
-            return self._all(
-                ask, cloud, "no engine of the vehicle may answer" if ask.policy != "cloud-only" else "asked for"
-            )
+            why = "asked for" if ask.policy == "cloud-only" else _why_no_vehicle(vehicle_refusals)
+            return self._all(ask, cloud, why)
         return self._both(ask, vehicle, cloud)
 
     def _blind(self, ask: Ask) -> list[Attempt]:
@@ -286,11 +285,12 @@ class Decider:
     # ------------------------------------------------------------ parts
 
     def _attempt(self, ask: Ask, name: str, why: str, total_s: float) -> Attempt:
-        options = ask.options
+        options, engine = ask.options, self._lineup.engines[name]
+        limited = _limited(engine) if engine.card.locality == "vehicle" else ""
         return Attempt(
             engine=name,
-            locality=self._lineup.engines[name].card.locality,
-            why=why,
+            locality=engine.card.locality,
+            why=f"{why}; {limited}" if limited else why,
             first_token_s=min(total_s, _seconds(options.first_token_ms, self._config.first_token_s)),
             inter_token_s=_seconds(options.inter_token_ms, self._config.inter_token_s),
             total_s=total_s,
@@ -364,6 +364,18 @@ class Decider:
 
 def _writes(card: EngineCard) -> bool:
     return card.can("chat") or card.can("completions")
+
+
+def _limited(engine: Engine) -> str:
+    """What an engine that answers gives a reason for is how it does less than it could."""
+    health = engine.health()
+    return health.reason if health.state in ("ready", "busy") else ""
+
+
+def _why_no_vehicle(refusals: list[CodriverError]) -> str:
+    """What a plan says of a vehicle that is not in it."""
+    down = next((one.message for one in refusals if isinstance(one, NoEngineLeft)), "")
+    return "no engine of the vehicle may answer" + (f": {down}" if down else "")
 
 
 def _likely_tokens(request: ChatRequest) -> int:

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from codriver.core.cadence import Cadence
 from codriver.core.clock import SYSTEM_CLOCK, Clock
 from codriver.core.errors import CodriverError, DeadlineExceeded
 from codriver.observe.journal import NO_JOURNAL, NoJournal
@@ -161,7 +162,7 @@ class LinkTracker:
 
 class LinkMonitor:
     """Drives a tracker from real traffic (it is a ``LinkObserver``) and from ``probe``, which returns a round trip in
-    seconds.
+    seconds. ``cadence``: of the probes while the cloud is not in use; those of a cloud in use go on as configured.
     """
 
     def __init__(
@@ -182,6 +183,7 @@ class LinkMonitor:
         self._listeners: set[Callable[[], None]] = set()
         self._awaited = 0
         self._in_use = asyncio.Event()
+        self.cadence = Cadence()
 
     @property
     def state(self) -> LinkState:
@@ -221,16 +223,22 @@ class LinkMonitor:
             await self._probe_once()
             probed_s = self._clock.monotonic_s()
             if self._awaited == 0 and self._tracker.state == "up":
-                wake = asyncio.ensure_future(self._in_use.wait())
-                try:
-                    await self._first_of(wake, self._config.idle_interval_s)
-                finally:
-                    wake.cancel()
+                await self._idle()
                 if not self._awaited:
                     self._in_use.clear()
             early_s = probed_s + self._config.probe_interval_s - self._clock.monotonic_s()
             if early_s > 0:
                 await self._clock.sleep(early_s)
+
+    async def _idle(self) -> None:
+        """Until the cloud is used, or the next probe is due."""
+        wake = asyncio.ensure_future(self._in_use.wait())
+        try:
+            await self._first_of(wake, self.cadence.stretched_s(self._config.idle_interval_s))
+            while self.cadence.factor == 0 and not wake.done():
+                await self._first_of(wake, self._config.idle_interval_s)
+        finally:
+            wake.cancel()
 
     async def _first_of(self, awaited: asyncio.Future[Any], seconds: float) -> None:
         """Return when ``awaited`` is done or ``seconds`` have passed on the injected clock."""

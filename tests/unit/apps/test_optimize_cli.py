@@ -6,14 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from codriver.apps.cli.main import app
-from codriver.core.artifact import save_artifact
+from codriver.core.artifact import Measured, save_artifact
 from codriver.core.errors import BadConfigValue, BadModelFile, MissingFile
 from tests.unit.core.test_artifact import made
 from tests.unit.engines.gguf_files import write_gguf
+from tests.unit.optimize.tiny_models import write_tiny
 from tests.unit.optimize.vision_graphs import classifier, pictures, saved
 
 RUN = CliRunner()
@@ -58,6 +60,13 @@ def test_inspect_knows_the_catalogue(model_file: Callable[[str], Path]) -> None:
         (["compare", "{folder}"], MissingFile, r"is no artifact: it has no artifact\.json"),
         (["evaluate", "{file}", "--text", "nowhere.txt"], MissingFile, r"text nowhere\.txt does not exist"),
         (["evaluate", "{file}", "--text", "{file}"], BadConfigValue, "is not a text in UTF-8"),
+        (["evaluate", "{file}", "--pictures", "{folder}"], BadConfigValue, r"binary\.gguf is a language model"),
+        (["evaluate", "a/b.onnx", "--text", "{text}"], BadConfigValue, r"b\.onnx is a vision model: it is scored on"),
+        (["evaluate", "a/b.onnx", "--pictures", "{folder}"], BadConfigValue, r"folder has no pictures"),
+        (["evaluate", "{file}"], BadConfigValue, "What is scored"),
+        (["evaluate", "{file}", "--tasks", "mmlu"], BadConfigValue, "Where is the task set 'mmlu'"),
+        (["evaluate", "{file}", "--tasks", "a=x", "--tasks", "a=y"], BadConfigValue, "Two task sets have the name 'a'"),
+        (["evaluate", "{file}", "--tasks", "a=nowhere"], MissingFile, "task set 'a' is not at nowhere"),
         (
             ["evaluate", "{file}", "--text", "{text}", "--cache-k", "q9_0"],
             BadConfigValue,
@@ -67,6 +76,11 @@ def test_inspect_knows_the_catalogue(model_file: Callable[[str], Path]) -> None:
             ["evaluate", "{file}", "--text", "{text}", "--cells", "512"],
             BadConfigValue,
             "shows in a long text only: say how many tokens to --read",
+        ),
+        (
+            ["evaluate", "{file}", "--text", "{text}", "--attended", "--read", "512"],
+            BadConfigValue,
+            "What is looked at is chosen for a number of --cells",
         ),
         (
             ["{file}", "--require", "speed>=1", "--calibration", "{file}", "--scored", "{file}", "--out", "{folder}/o"],
@@ -111,6 +125,33 @@ def test_artifacts_stand_side_by_side(tmp_path: Path, file: Path) -> None:
     lines = {line.split()[0]: line.split()[1:] for line in told.output.splitlines() if line.strip()}
     assert lines["kl"] == ["0.05", "–"]
     assert lines["size"][0] == lines["size"][1]
+
+
+def test_what_was_predicted_says_so_in_the_table(tmp_path: Path, file: Path) -> None:
+    note = "predicted for raspberry-pi-5, error on the host ±7 %"
+    rows = {"here": Measured("ttft_ms@64", 12.5, "ms", 5), "there": Measured("ttft_ms@64", 11.5, "ms", 0, note=note)}
+    for name, row in rows.items():
+        (tmp_path / name).mkdir()
+        artifact = made(tmp_path / name, file.read_bytes())
+        save_artifact(msgspec.structs.replace(artifact, card=(row,)), tmp_path / name)
+    told = RUN.invoke(app, ["optimize", "compare", *(str(tmp_path / name) for name in rows)])
+    (line,) = [line for line in told.output.splitlines() if "ttft_ms@64" in line]
+    assert line.strip().split(maxsplit=2) == ["ttft_ms@64", "12.5", f"11.5 ({note})"]
+
+
+def test_task_sets_are_asked_of_a_file_and_of_its_reference(tmp_path: Path) -> None:
+    model, own = write_tiny(tmp_path / "tiny.gguf", "llama", "Q8_0"), tmp_path / "own.jsonl"
+    rows = [{"question": f"Is {n} even?", "choices": ["yes", "no"], "answer": "AB"[n % 2]} for n in range(6)]
+    own.write_text("\n".join(map(json.dumps, rows)))
+    asked = ["optimize", "evaluate", str(model), "--tasks", f"own={own}", "--questions", "4", "--threads", "1"]
+    told = RUN.invoke(app, [*asked, "--reference", str(model)])
+    assert told.exit_code == 0, told.output
+    lines = {line.split()[0]: line.split()[1:] for line in told.output.splitlines() if line.startswith(" ")}
+    assert {name: of[0] for name, of in lines.items() if name.startswith("own_")} == {
+        "own_change": "0", "own_flips": "0", "own_same": "1",
+    }  # fmt: skip
+    assert lines["own"][4] == "4" and "chance 0.5, 0 examples, by letter, 4 of 6 questions, seed 0" in told.output
+    assert "ppl" not in told.output, "without a text only task sets are asked"
 
 
 def test_a_vision_file_goes_its_own_way(tmp_path: Path) -> None:

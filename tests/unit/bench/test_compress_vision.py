@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codriver.bench.compress_vision import _iou, _pixels
+from codriver.bench.compress_vision_labels import boxed, drivable, mean_iou
 from codriver.optimize.vision.pictures import Feed, parse_look
 from codriver.optimize.vision.static import runtime_default
 from codriver.optimize.vision.tasks import Boxes
@@ -21,9 +21,21 @@ def test_boxes_are_held_against_labels_per_pixel_in_the_picture_as_it_is() -> No
     feed = Feed("images", 80, 80, False, parse_look("rgb 0..1"))  # twice the picture's size, grey below it
     corners = np.array([[0, 0, 40, 40], [60, 0, 80, 8], [0, 0, 80, 40]], np.float32)
     found = Boxes(corners, np.ones(3, np.float32), np.array([2, 0, 15]))  # a car too high, the person, a cat
-    counts = _pixels(found, labels, feed)
+    counts = boxed(found, labels, feed)
     assert counts.tolist() == [[200, 400], [40, 40]]
-    assert _iou(counts[None]) == pytest.approx((0.5 + 1) / 2)
+    assert mean_iou(counts[None]) == pytest.approx((0.5 + 1) / 2)
+
+
+def test_drivable_area_is_held_against_the_road_where_somebody_labelled() -> None:
+    labels = np.full((20, 40), 0, np.uint8)
+    labels[10:] = 3  # the road: 400 pixels
+    labels[:5] = 11  # 200 that nobody labelled
+    found = np.zeros((40, 40), bool)  # the net's input: twice as high as the picture, stretched
+    found[10:30] = True  # rows 5 to 15 of the picture: 200 of the road, and 200 above it
+    feed = Feed("images", 40, 40, False, parse_look("rgb 0..1 stretch"))
+    counts = drivable(found, labels, feed)
+    assert counts.tolist() == [[200, 600], [0, 400]]
+    assert mean_iou(counts[None]) == pytest.approx(1 / 6)
 
 
 def test_the_runtimes_own_way_makes_a_file_that_is_smaller(tmp_path: Path) -> None:

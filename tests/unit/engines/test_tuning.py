@@ -67,7 +67,9 @@ async def test_real_runtimes_are_measured_and_compared(model_file: Callable[[str
     file = model_file("smollm2.gguf")
     found, left = candidates(file)
     assert found[0].runtime == "llama_cpp"
-    assert set(left) | {one.runtime for one in found} == set(CONFIGS)
+    assert {name.split(" ")[0] for name in left} | {one.runtime for one in found} == set(CONFIGS)
+    forms = {"onnx_genai (onnx-genai)", "onnx_genai (onnx-genai-w8a8)"}
+    assert forms <= set(left), "nobody wrote them"
     steps: list[str] = []
     trials = trials_of([*found, Candidate("openvino", file.with_name("none.gguf"))], 0, FEW.prompts)
     made = await tune(trials, "ab" * 32, FEW, steps.append)

@@ -124,6 +124,7 @@ def test_the_dashboard_asks_only_for_what_there_is() -> None:
     metrics.breaker("cloud", "open")
     metrics.semantic_route("climate")
     metrics.semantic_cache("hit")
+    metrics.heat("hot", ["normal", "hot"], 76.0)
     served = {name for name, _ in samples(metrics) if not name.endswith("_created")}
     dashboard = (Path(__file__).parents[3] / "docs" / "grafana" / "codriver.json").read_text(encoding="utf-8")
     asked = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal as signals
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ WITHIN = ("sees what", "scores it")  # steps that tell their progress: the signa
 
 def main(model: str, text: str, out: str, stage: str, signal: str, room: str) -> int:
     read = Path(text).read_text()
+    # A shell that ran the tests in its background has its children ignore it.
+    signals.signal(signals.SIGINT, signals.default_int_handler)
 
     def told(step: str) -> Callable[[int, int], None]:
         print(step, file=sys.stderr)

@@ -61,7 +61,9 @@ def test_bits_per_weight(kind: str, told: float) -> None:
     assert bits(kind) == told
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "IQ4_XS", "IQ2_XXS", "IQ1_S"])
+@pytest.mark.parametrize(
+    "kind", ["F32", "F16", "BF16", "Q8_0", "IQ4_XS", "IQ2_XXS", pytest.param("IQ1_S", marks=pytest.mark.slow)]
+)
 def test_what_is_written_is_read_again(kind: str) -> None:
     width = max(256, block(kind)[0])
     weights = weights_of(width)

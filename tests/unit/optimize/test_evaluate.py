@@ -15,7 +15,6 @@ from codriver.optimize.evaluate import WINDOW, Run, compare, evaluate, pieces_of
 from codriver.optimize.ggml import quantise
 from codriver.optimize.gguf_file import Changes, GgufFile, rewrite
 from codriver.optimize.llama_runtime import LlamaModel
-from codriver.optimize.rounding import write_reference
 
 RUN = Run(2)
 
@@ -51,18 +50,17 @@ def test_a_file_is_as_good_as_itself(short_model: Path, sentences: str) -> None:
     assert math.isnan(evaluate(short_model, None, sentences, 1, RUN).kl)
 
 
-def test_coarser_types_are_further_from_the_reference(short_model: Path, sentences: str, tmp_path: Path) -> None:
-    reference = tmp_path / "reference.gguf"
-    write_reference(GgufFile(short_model), reference, "F32")
+def test_coarser_types_are_further_from_the_reference(plain_model: Path, sentences: str, tmp_path: Path) -> None:
+    with LlamaModel(plain_model) as model:
+        pieces = pieces_of(model, sentences, 1)
+    right = predictions(plain_model, pieces, 2)
     told = [
-        evaluate(coarse(reference, tmp_path / f"{kind}.gguf", kind), reference, sentences, 1, RUN).kl
+        compare(coarse(plain_model, tmp_path / f"{kind}.gguf", kind), right, pieces, RUN).kl
         for kind in ("Q8_0", "Q5_0", "Q4_0")
     ]
     assert 0 < told[0] < told[1] < told[2]
-    # Predictions made before say the same.
-    with LlamaModel(reference) as model:
-        pieces = pieces_of(model, sentences, 1)
-    again = compare(tmp_path / "Q4_0.gguf", predictions(reference, pieces, 2), pieces, RUN)
+    # Read beside the candidate, the reference says the same as kept before.
+    again = evaluate(tmp_path / "Q4_0.gguf", plain_model, sentences, 1, RUN)
     assert again.kl == pytest.approx(told[2], rel=1e-4)
 
 

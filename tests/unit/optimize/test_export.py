@@ -71,6 +71,8 @@ class Stepper:
         ("qwen2", "Q5_1", "onnx-genai", 0.003),
         ("qwen2", "F16", "onnx-genai", 0.003),
         ("qwen2", "F16", "onnx-genai-int4", 0.5),
+        ("llama", "Q4_1", "onnx-genai-w8a8", 0.02),
+        ("qwen2", "F16", "onnx-genai-w8a8", 0.02),
     ],
 )
 def test_the_graph_predicts_what_llama_cpp_does(
@@ -133,7 +135,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, form: str, monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     source = write_tiny(tmp_path / "tiny.gguf", "llama", "Q4_0")
-    monkeypatch.setattr(onnx_decoder._Graph, "_logits", full)
+    monkeypatch.setattr(onnx_decoder._Builder, "_logits", full)
     monkeypatch.setattr(hf_folder, "write_tensors", full)
     with pytest.raises(DiskFull, match=r"no room for .*out; nothing of it was kept"):
         write(source, form, tmp_path / "out")

@@ -104,6 +104,20 @@ def test_memory_falls_with_cells_and_bits(short_model: Path, sentences: str) -> 
     assert told[0] - told[1] > 15e6 and told[0] - told[2] > 20e6
 
 
+def test_a_text_goes_on_behind_what_is_held_of_a_prompt(short_model: Path, sentences: str) -> None:
+    whole, chosen, few = (
+        {one.metric: one for one in measure(short_model, sentences, 640, reading, 2)}
+        for reading in (Reading(), Reading(cells=300, attended=True), Reading(cells=132, attended=True))
+    )
+    told = chosen["ppl@640"]
+    assert told.n == 319 and told.note.endswith(
+        "620 cells, the second half scored, of the first half those that its end looks at"
+    )
+    # 300 of 320 are nearly all of it, 132 are not: what is held is what was chosen, at its own positions.
+    far = [abs(np.log(one["ppl@640"].value / whole["ppl@640"].value)) for one in (chosen, few)]
+    assert far[0] < 0.05 and far[0] < far[1]
+
+
 def test_the_tokens_that_a_prompt_looks_at_most_are_held(short_model: Path, sentences: str) -> None:
     with LlamaModel(short_model) as model:
         prompt = model.tokens(sentences)[:320]

@@ -1,4 +1,4 @@
-"""The whole way, on two layers of a real model: types chosen, weights rounded, the file measured and judged."""
+"""The whole way, on two layers of a real model or their corners: types chosen, weights rounded, the file judged."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from codriver.optimize.ggml import quantise
 from codriver.optimize.gguf_file import Changes, GgufFile, rewrite
 from codriver.optimize.optimise import SENSITIVITY, Optimisation
 from codriver.optimize.requirement import parse_requirements
-from codriver.optimize.rounding import Rounder, Text, write_reference, write_rounded
+from codriver.optimize.rounding import Rounder, Text, write_rounded
 from codriver.optimize.sensitivity import Group, choices
 from codriver.optimize.task import Settings, begin
+from codriver.optimize.task_sets.asking import ask
+from codriver.optimize.task_sets.questions import Question, TaskSet
 from codriver.optimize.variant import Variant
 
 
@@ -27,9 +29,12 @@ def steps() -> list[str]:
     return []
 
 
+ASKED = TaskSet("own", tuple(Question(f"Is {n} even?", "AB"[n % 2], ("yes", "no")) for n in range(4)), whole=4)
+
+
 def optimisation(model: Path, out: Path, text: str, steps: list[str]) -> Optimisation:
-    sizes = {"windows": 8, "judged": 1, "sensed": 1, "bands": 1, "runs": 1}
-    settings = Settings(text, text[: len(text) // 2], kinds=("Q4_0", "Q5_0", "Q8_0"), **sizes)
+    sizes = {"windows": 4, "judged": 1, "sensed": 1, "bands": 1, "runs": 1}
+    settings = Settings(text, text[: len(text) // 2], kinds=("Q4_0", "Q5_0", "Q8_0"), task_sets=(ASKED,), **sizes)
 
     def told(step: str) -> Callable[[int, int], None]:
         steps.append(step)
@@ -39,20 +44,23 @@ def optimisation(model: Path, out: Path, text: str, steps: list[str]) -> Optimis
 
 
 def test_an_artifact_meets_its_requirement_and_says_how_it_was_measured(
-    short_model: Path, sentences: str, tmp_path: Path, steps: list[str]
+    narrow_model: Path, sentences: str, tmp_path: Path, steps: list[str]
 ) -> None:
     out = tmp_path / "artifact"
-    required = parse_requirements("size<=28MB, kl<=0.5, ttft_ms<=60000@64")
-    trial = optimisation(short_model, out, sentences, steps).run(required)
+    required = parse_requirements("size<=6500kB, kl<=0.5, ttft_ms<=60000@64, own>=-100%, own_flips<=1", ["own"])
+    trial = optimisation(narrow_model, out, sentences, steps).run(required)
     assert trial.missed == ()
     artifact = load_artifact(out)
     card = {one.metric: one for one in artifact.card}
     file = out / artifact.files[0].name
-    assert file.stat().st_size == card["size"].value <= 28e6
+    assert file.stat().st_size == card["size"].value <= 6.5e6
     assert card["kl"].value < 0.5 and card["kl"].n == 255 and card["kl"].low is not None
     assert {"ppl", "same_top", "ttft_ms@64", "decode_tps", "rss"} <= set(card)
+    (alone,) = ask(file, [ASKED], Run(2))
+    assert card["own"].value == sum(alone.right) / 4 and card["own"].note.startswith("chance 0.5, 0 examples")
+    assert {"own_change", "own_flips", "own_same"} <= set(card)
     assert 4.5 <= artifact.bits_per_weight < 8.5
-    assert artifact.lineage[0] == f"sha256:{sha256_of(short_model)}"
+    assert artifact.lineage[0] == f"sha256:{sha256_of(narrow_model)}"
     assert artifact.lineage[1].startswith("types by measured KL; matrices rounded: ")
     kinds = {tensor.type for tensor in GgufFile(file) if len(tensor.shape) == 2}
     assert len(kinds) > 1, "one type for all is no allocation"
@@ -62,22 +70,22 @@ def test_an_artifact_meets_its_requirement_and_says_how_it_was_measured(
     steps.clear()
     (tmp_path / "artifact.work").rename(tmp_path / "third.work")
     with pytest.raises(BadConfigValue, match=r"smallest types that are allowed take [\d,]+ bytes; the budget is"):
-        optimisation(short_model, tmp_path / "third", sentences, steps).run(parse_requirements("size<=10MB"))
+        optimisation(narrow_model, tmp_path / "third", sentences, steps).run(parse_requirements("size<=4MB"))
     assert steps == []
 
 
 @pytest.mark.slow
 def test_what_nothing_meets_keeps_the_nearest(
-    short_model: Path, sentences: str, tmp_path: Path, steps: list[str]
+    narrow_model: Path, sentences: str, tmp_path: Path, steps: list[str]
 ) -> None:
     out = tmp_path / "artifact"
     told = r"No artifact meets kl<=1e-06 \(it has 0\.\d+\)\. The nearest is kept in"
     with pytest.raises(RequirementMissed, match=told) as raised:
-        optimisation(short_model, out, sentences, steps).run(parse_requirements("size<=28MB, kl<=0.000001"))
+        optimisation(narrow_model, out, sentences, steps).run(parse_requirements("size<=6500kB, kl<=0.000001"))
     assert raised.value.exit_code == 3
-    assert load_artifact(out).files[0].size_bytes <= 28e6
+    assert load_artifact(out).files[0].size_bytes <= 6.5e6
     with pytest.raises(BadConfigValue, match=r"folder .*artifact is not empty; name another one"):
-        optimisation(short_model, out, sentences, steps)
+        optimisation(narrow_model, out, sentences, steps)
 
 
 def test_a_work_folder_is_no_help_to_another_file(
@@ -127,12 +135,10 @@ def test_a_look_at_the_model_that_was_interrupted_goes_on(short_model: Path, sen
 
 
 def test_a_table_that_nothing_is_multiplied_with_gets_a_type_too(
-    short_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_model: Path, plain_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a token embedding does beside an output of its own; nobody read what goes into it."""
-    reference = tmp_path / "reference.gguf"
-    write_reference(GgufFile(short_model), reference, "F32")
-    files = (GgufFile(short_model), GgufFile(reference))
+    files = (GgufFile(short_model), GgufFile(plain_model))
     name = "blk.0.attn_k.weight"
     found = choices(files, Inputs(), [Group((name,), error=0.1, kl=0.01)], ("Q4_0", "Q4_1", "Q8_0"), 1)
     losses = {one.kind: one.loss for one in found[name]}
@@ -143,11 +149,10 @@ def test_a_table_that_nothing_is_multiplied_with_gets_a_type_too(
     assert rounder.how == {name: "nearest"}
 
 
-def test_a_matrix_that_keeps_its_type_keeps_its_bytes(short_model: Path, tmp_path: Path) -> None:
-    source, reference = GgufFile(short_model), tmp_path / "reference.gguf"
-    write_reference(source, reference, "F32")
+def test_a_matrix_that_keeps_its_type_keeps_its_bytes(short_model: Path, plain_model: Path, tmp_path: Path) -> None:
+    source = GgufFile(short_model)
     name = "blk.1.attn_q.weight"
-    rounder = Rounder(source, GgufFile(reference), {name: "Q4_1"}, Text("", "", 0, 0), lambda step: Run())
+    rounder = Rounder(source, GgufFile(plain_model), {name: "Q4_1"}, Text("", "", 0, 0), lambda step: Run())
     write_rounded(tmp_path / "out.gguf", rounder)
     made = GgufFile(tmp_path / "out.gguf")
     assert made.raw(made[name]).tobytes() == source.raw(source[name]).tobytes()
@@ -165,10 +170,10 @@ def test_a_calibration_text_that_is_too_short_is_told_before_anything_is_made(
 
 @pytest.mark.slow
 def test_for_another_computer_the_card_is_predicted_and_judged(
-    short_model: Path, sentences: str, tmp_path: Path, steps: list[str]
+    narrow_model: Path, sentences: str, tmp_path: Path, steps: list[str]
 ) -> None:
     out = tmp_path / "artifact"
-    first = optimisation(short_model, out, sentences, steps)
+    first = optimisation(narrow_model, out, sentences, steps)
     note = "predicted for a box, error on the host ±9 %"
     asked: list[Sequence[int]] = []
 
@@ -176,9 +181,10 @@ def test_for_another_computer_the_card_is_predicted_and_judged(
         asked.append(prompts)
         return [Measured("ttft_ms@64", 321.0, "ms", 0, 300.0, 340.0, note), Measured("rss", 1e8, "bytes", 0, note=note)]
 
-    first._settings = replace(first._settings, target="a box", timing=timing)
+    settings = replace(first.task.settings, target="a box", timing=timing)
+    first.task = replace(first.task, settings=settings)
     with pytest.raises(RequirementMissed, match=r"No artifact meets ttft_ms<=300@64 \(it has 321\)"):
-        first.run(parse_requirements("size<=28MB, ttft_ms<=300@64"))
+        first.run(parse_requirements("size<=6500kB, ttft_ms<=300@64"))
     artifact = load_artifact(out)
     assert artifact.target == "a box" and asked == [[64]]
     assert [one.note for one in artifact.card if one.metric in ("ttft_ms@64", "rss")] == [note, note]

@@ -20,7 +20,7 @@ from codriver.optimize.llama_runtime import Cache, LlamaModel
 from codriver.optimize.passes import fp8
 from codriver.optimize.passes.hadamard import hadamard, random_rotation
 from codriver.optimize.recipe import Workshop, recipe_of
-from codriver.optimize.rounding import Rounder, Text, write_reference, write_rounded
+from codriver.optimize.rounding import Rounder, Text, write_rounded
 
 # Fused attention works in F16 inside: its rounding is no business of these tests.
 EXACT = Cache("F32", "F32", fused=False)
@@ -28,10 +28,8 @@ LAST = "output_norm.weight"
 
 
 @pytest.fixture(scope="module")
-def reference(short_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("passes") / "reference.gguf"
-    write_reference(GgufFile(short_model), file, "F32")
-    return file
+def reference(plain_model: Path) -> Path:
+    return plain_model
 
 
 @pytest.fixture(scope="module")
@@ -84,21 +82,22 @@ def test_scaled_models_are_the_same_function(
 
 @pytest.fixture(scope="module")
 def turned_and_scaled(
-    reference: Path, sentences: str, tmp_path_factory: pytest.TempPathFactory
+    narrow_model: Path, sentences: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, tuple[str, ...]]:
     """The file behind each of two passes, and what they told."""
     work = tmp_path_factory.mktemp("awq")
     awq = {"use": "awq", "kind": "Q4_0", "steps": 4, "windows": 4}
-    made, told = passed(reference, work, sentences, {"use": "rotate", "stream": False}, awq)
+    made, told = passed(narrow_model, work, sentences, {"use": "rotate", "stream": False}, awq)
     return next(work.glob("rotate-*.gguf")), made, told
 
 
 def test_rotation_scaling_and_rounding_go_together(
-    turned_and_scaled: tuple[Path, Path, tuple[str, ...]], right: np.ndarray, sentences: str, tmp_path: Path
+    turned_and_scaled: tuple[Path, Path, tuple[str, ...]], narrow_model: Path, sentences: str, tmp_path: Path
 ) -> None:
     _, made, told = turned_and_scaled
+    right = logits(narrow_model, sentences)
     assert np.abs(logits(made, sentences) - right).max() < 1e-3
-    assert told[0].startswith("rotate: rotated the values of 6 heads") and "of 8 inputs scaled for Q4_0" in told[1]
+    assert told[0].startswith("rotate: rotated the values of 4 heads") and "of 8 inputs scaled for Q4_0" in told[1]
     scaled = GgufFile(made)
     kinds = {t.name: "Q4_0" for t in scaled if t.name.startswith("blk.0.") and len(t.shape) == 2}
     cut = len(sentences) // 2

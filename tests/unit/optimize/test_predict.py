@@ -17,27 +17,18 @@ from codriver.optimize.requirement import parse_requirements
 from codriver.optimize.rounding import GUESSED
 from codriver.optimize.targets import predict as predicting
 from codriver.optimize.targets.calibrating import calibrate, timed_here, variants
-from codriver.optimize.targets.host import KINDS, HostFigures, Spread, keep, kept, measure, profile
+from codriver.optimize.targets.host import KINDS, HostFigures, keep, kept, machine_name, measure, profile
 from codriver.optimize.targets.matmul import Shape, product
-from codriver.optimize.targets.predict import Calibration, Fitted, Timed, fit, here, layout_of, leave_one_out, predict
+from codriver.optimize.targets.predict import Fitted, Timed, fit, here, layout_of, leave_one_out
+from codriver.optimize.targets.predictor import predict, predictor_for, predictor_here
 from codriver.optimize.targets.sustain import sustain
 from codriver.optimize.targets.target import find_target, read_target
-
-
-def spread(value: float, unit: str = "Gop/s") -> Spread:
-    return Spread(value, 0.9 * value, 1.1 * value, 9, unit)
+from tests.unit.optimize import calibrations
 
 
 @pytest.fixture
 def figures() -> HostFigures:
-    kinds = {"F32": 20.0, "F16": 40.0, "Q8_0": 100.0, "Q4_0": 150.0, "Q4_1": 50.0, "Q6_K": 120.0}
-    gbps = {
-        name: spread(value, "GB/s") for name, value in (("read", 30.0), ("product_Q8_0", 24.0), ("product_F16", 20.0))
-    }
-    return HostFigures(
-        "a machine", "2026-01-01T00:00:00", 0.1, 2, 2, 2.5, 16.0, ("avx2",), {}, gbps,
-        {kind: spread(rate / 2) for kind, rate in kinds.items()}, {kind: spread(rate) for kind, rate in kinds.items()},
-    )  # fmt: skip
+    return calibrations.figures()
 
 
 def timed(file: Path, figures: HostFigures, truth: Fitted, noise: float = 1.0) -> Timed:
@@ -61,6 +52,14 @@ def test_what_a_file_is_made_of_is_read_from_its_header(short_model: Path) -> No
     assert layout.head[1] == 576 * 49152, "no output of its own: the embedding is the output"
 
 
+def test_a_file_that_is_not_written_yet_is_known_as_well_as_one_that_is(four: list[Path]) -> None:
+    made = GgufFile(four[2])
+    layout = layout_of(four[0], {tensor.name: tensor.type for tensor in made})
+    written = layout_of(four[2])
+    assert (layout.blocks, layout.head, layout.vocabulary) == (written.blocks, written.head, written.vocabulary)
+    assert abs(layout.file_bytes - written.file_bytes) < 1000
+
+
 def test_variants_hold_what_their_names_say(four: list[Path]) -> None:
     kinds = [{tensor.type for tensor in GgufFile(file) if len(tensor.shape) == 2} for file in four[1:]]
     assert kinds[0] == {"Q8_0"} and kinds[1] == {"Q4_0"}
@@ -72,7 +71,7 @@ def test_variants_hold_what_their_names_say(four: list[Path]) -> None:
 
 
 def test_a_fit_finds_the_machine_and_a_file_left_out_is_predicted(four: list[Path], figures: HostFigures) -> None:
-    truth = Fitted(2e-5, 3e-4, 5e6)
+    truth = calibrations.TRUTH
     exact = [timed(file, figures, truth) for file in four]
     found = fit(exact, here(figures))
     assert (found.prompt_s, found.token_s, found.memory_bytes) == pytest.approx((2e-5, 3e-4, 5e6))
@@ -90,9 +89,12 @@ def test_predictions_say_that_they_are_and_how_wrong(
     with pytest.raises(MissingFile, match="before this machine is calibrated: codriver targets measure"):
         predict(four[0], find_target("raspberry-pi-5"), [64])
     keep(figures)
-    errors = {metric: {"a": -0.1, "b": 0.07} for metric in ("ttft_ms", "decode_tps", "rss")}
-    made = Calibration("a machine", "now", 2, 0.1, Fitted(2e-5, 3e-4, 5e6), (), errors)
-    (tmp_path / "home" / "targets" / "calibration.json").write_bytes(msgspec.json.encode(made))
+    kept_file = tmp_path / "home" / "targets" / "calibration.json"
+    kept_file.write_bytes(msgspec.json.encode(calibrations.calibration()))
+    assert predictor_here(2) is None, "another machine was calibrated"
+    keep(calibrations.figures(machine_name()))
+    kept_file.write_bytes(msgspec.json.encode(calibrations.calibration(machine_name())))
+    assert predictor_here(2) is not None and predictor_here(1) is None, "with other threads than were measured"
     here_rows = {row.metric: row for row in predict(four[0], find_target("host"), [64])}
     there = {row.metric: row for row in predict(four[0], find_target("raspberry-pi-5"), [64])}
     assert set(there) == {"ttft_ms@64", "decode_tps", "rss"}
@@ -106,13 +108,13 @@ def test_predictions_say_that_they_are_and_how_wrong(
     assert bound["decode_tps"].note == "predicted for tda4vh: what its memory allows, and no more than that"
     for require, told in (("ttft_ms<=300@64", "int8_ops_per_cycle"), ("decode_tps>=1", "int8_ops_per_cycle")):
         with pytest.raises(BadConfigValue, match=f"tda4vh has no 'cpu.{told}'"):
-            predicting.timing_for(find_target("tda4vh"), parse_requirements(require))
-    assert predicting.timing_for(find_target("tda4vh"), parse_requirements("kl<=1"))(four[0], 2, 5, [64])
+            predictor_for(find_target("tda4vh"), parse_requirements(require))
+    assert predictor_for(find_target("tda4vh"), parse_requirements("kl<=1")).timing(four[0], 2, 5, [64])
     none = dataclasses.replace(
         find_target("thor"), runtimes=find_target("thor").runtimes.__class__((), {"llama_cpp": "x"})
     )
     with pytest.raises(BadConfigValue, match="thor cannot be served by llama_cpp: x"):
-        predicting.timing_for(none, [])
+        predictor_for(none, [])
 
 
 def test_too_few_files_are_refused(figures: HostFigures) -> None:

@@ -10,11 +10,12 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from codriver.core.artifact import Artifact, ArtifactFile, Measured, save_artifact, sha256_of
+from codriver.core.artifact import Artifact, ArtifactFile, Measured, load_artifact, save_artifact, sha256_of
 from codriver.core.errors import BadConfigValue, BadModelFile, DiskFull, MissingFile, SetupError
 from codriver.optimize.allocate import Choice
 from codriver.optimize.reports import report
 from codriver.optimize.reports.report_data import SENSITIVITY, ReportData, gather
+from codriver.optimize.search_records import Found, Record
 from tests.unit.engines.gguf_files import write_gguf
 
 VOID = {"meta", "br", "img", "input", "hr", "link"}
@@ -132,6 +133,47 @@ def test_what_is_in_the_file_is_told(folders: list[Path]) -> None:
     size = gather(folders).artifacts[0].size
     assert size is not None and size.tensors["blk.0.attn_q.weight"] == "Q5_0"
     assert any("Q5_0 in place of Q4_K" in sentence for sentence in size.told)
+
+
+def test_an_artifact_of_a_search_shows_its_trials(folders: list[Path], tmp_path: Path) -> None:
+    card = list(load_artifact(folders[0]).card)
+    kept = Record("none", "all", 0.1, "a", 60_000_000, 0.4, "measured", {"size": 60e6, "kl": 0.3, "ttft_ms@512": 160.0},
+                  [0.0], [], [], card)  # fmt: skip
+    better = msgspec.structs.replace(
+        kept,
+        key="b",
+        recipe="awq",
+        size_bytes=80_000_000,
+        values={"size": 80e6, "kl": 0.1, "ttft_ms@512": 180.0},
+        card=[],
+    )
+    guessed = msgspec.structs.replace(
+        kept, key="c", state="expected", values={"size": 70e6, "kl": 0.9, "ttft_ms@512": 400.0}, card=[],
+        predicted=["kl", "ttft_ms@512"],
+    )  # fmt: skip
+    nothing = msgspec.structs.replace(guessed, key="d", values={"size": 20e6}, expected_kl=99.0)
+    found = Found(
+        ["kl<=0.35", "ttft_ms<=200@512"], [kept, better, guessed, nothing], [kept, better],
+        ["times and memory: predicted for <a board>"], {"kl": 0.35, "ttft_ms@512": 200.0},
+    )  # fmt: skip
+    (folders[0] / "search.json").write_bytes(msgspec.json.encode(found))
+    data = report.write(folders[:2], tmp_path / "report.html")
+    assert data.artifacts[0].search == found and data.artifacts[1].search is None
+    html = (tmp_path / "report.html").read_text()
+    page = Page()
+    page.feed(html)
+    assert page.open == [] and html.count("What the search tried") == 1
+    assert "2 measured in full, 2 ruled out before it was written" in html and "predicted for &lt;a board&gt;" in html
+    by_size, by_time = re.findall(r"<svg [^>]*aria-label=\"trials of a search.*?</svg>", html, re.S)
+    for plot in (by_size, by_time):
+        assert plot.count('class="open c0"') == 1 + 1, "what nothing fits has no place; one is the legend's"
+        assert plot.count('class="front"/>') == 1 and plot.count(">kept</text>") == 1
+    assert by_size.count(">required</text>") == 1 and by_time.count(">required</text>") == 2
+    assert (
+        "time to the first token of 512 tokens, predicted, ms" in by_time
+        and "predicted" not in by_size.split("open")[0]
+    )
+    assert "400 ms predicted, 0.9 nats/token predicted" in by_time
 
 
 def test_a_comparison_is_one_table_and_one_plot(folders: list[Path], tmp_path: Path) -> None:

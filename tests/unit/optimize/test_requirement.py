@@ -37,6 +37,17 @@ def test_at_least_and_absolute() -> None:
         parse_requirements("kl<=+3%")[0].met(0.1, {})
 
 
+def test_task_sets_are_metrics_by_their_names() -> None:
+    found = parse_requirements("mmlu>=-1%, own>=0.6, mmlu_flips<=0.05", ["mmlu", "own"])
+    assert [str(one) for one in found] == ["mmlu>=-1%", "own>=0.6", "mmlu_flips<=0.05"]
+    assert found[0].met(0.594, {"mmlu": 0.6}) and not found[0].met(0.593, {"mmlu": 0.6})
+    assert found[1].met(0.6, {}) and not found[2].met(0.06, {})
+    with pytest.raises(BadConfigValue, match=r"there is no metric 'mmlu'; known: ppl"):
+        parse_requirements("mmlu>=0.6")
+    with pytest.raises(BadConfigValue, match=r"write mmlu>=-40% for a share below the reference"):
+        parse_requirements("mmlu>=40%", ["mmlu"])
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from codriver.core.errors import BadConfigValue, UnknownConfigKey
+from codriver.optimize.targets.actions import Slack, State, action_for, row_for, steps_of
 from codriver.optimize.targets.sustain import drift
 from codriver.optimize.targets.target import Target, find_target
-from codriver.optimize.targets.thermal import Node, State, action_for, fit_node, load_w, node_of
+from codriver.optimize.targets.thermal import Node, fit_node, load_w, node_of
 
 NODE = Node(resistance_k_per_w=4.0, capacity_j_per_k=50.0, throttle_c=80.0, idle_w=3.0, ambient_c=25.0)
 OWN = """
@@ -107,6 +108,39 @@ def test_a_profile_may_have_a_table_of_its_own(tmp_path: Path) -> None:
     file.write_text(OWN + table + "artifact = 'tiny'\n")
     with pytest.raises(BadConfigValue, match=r"'actions\.steps\[1\]\.artifact' is 'tiny'; allowed: full \| smaller"):
         action_for(find_target(str(file)), State(), 2)
+
+
+def test_a_row_is_left_only_once_it_clearly_stopped_holding(target: Target) -> None:
+    """Throttling is at 80: warm from 70 on, hot from 75, critical from 79. Up at once, down three degrees later."""
+    slack, rows = Slack(3.0, 0.05), []
+    at = 0
+    for celsius in (60, 70, 69, 67.5, 66.9, 75, 73, 72.5, 71.9, 80, 76.5, 75.9, 60):
+        at = row_for(target, State(temperature_c=celsius), at, slack)
+        rows.append(at)
+    assert rows == [0, 1, 1, 1, 0, 2, 2, 2, 1, 3, 3, 2, 0]
+    at = 2
+    for watts, row in ((10.0, 2), (10.9, 2), (11.1, 1), (15.9, 1), (16.1, 0)):  # of 20: hot up to a half, warm to 0.75
+        at = row_for(target, State(power_w=watts), at, slack)
+        assert at == row
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("margin_c=5\n", r"'actions\.steps\[1\]\.name' is ''; allowed: a name of its own"),
+        ("name='a'\nmargin_c=5\n", r"'actions\.steps\[1\]\.name' is 'a'; allowed"),
+        ("name='b'\nthreads_share=0.0\n", r"threads_share' is 0: an artifact that answers needs threads"),
+        ("name='b'\nmargin_c=5\n[[actions.steps]]\nname='c'\nmargin_c=9.5\n",
+         r"'actions\.steps\[2\]\.margin_c' is 9\.5, more than the 5 of the row above it"),
+        ("name='b'\n[[actions.steps]]\nname='c'\npower_share=0.5\n",
+         r"steps\[2\]\.power_share' is 0\.5, more than the 0"),
+    ],
+)  # fmt: skip
+def test_a_table_that_makes_no_sense_is_told(tmp_path: Path, rows: str, told: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(f"{OWN}[[actions.steps]]\nname='a'\n[[actions.steps]]\n{rows}")
+    with pytest.raises(BadConfigValue, match=told):
+        steps_of(find_target(str(file)))
 
 
 def test_a_drift_is_seen_through_noise_and_none_is_not_invented() -> None:

@@ -80,6 +80,16 @@ def test_static_int8_is_integer_in_the_file_and_loses_little(tmp_path: Path, sho
     assert sha256_of(again) == sha256_of(target), "the same pictures and settings give the same file"
 
 
+def test_values_are_rounded_where_convolutions_read_them_and_nowhere_else(tmp_path: Path, shop: Workshop) -> None:
+    source, target = saved(classifier(activation="Sigmoid"), tmp_path / "a.onnx"), tmp_path / "q.onnx"
+    told = StaticInt8(weights="s7", placed="inputs").apply(source, target, shop)
+    assert told.startswith("2 of 3 convolutions in int8") and told.endswith("values where convolutions read them")
+    model = read_onnx(target)
+    rounded_values = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert sorted(rounded_values) == ["deep.a", "one.a"], "not the picture, no result of a convolution"
+    assert 0 < loss(source, target, shop) < 0.01
+
+
 def test_layers_stay_float_until_the_noise_is_within_its_bound(tmp_path: Path, shop: Workshop) -> None:
     source, target = saved(classifier(), tmp_path / "a.onnx"), tmp_path / "q.onnx"
     how = StaticInt8(weights="u8", rounding="nearest", correct_bias=False)

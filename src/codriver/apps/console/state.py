@@ -44,6 +44,7 @@ _SHOWN: dict[str, tuple[str, ...] | None] = {
         "output_usd",
         "images",
     ),
+    "heat": ("target", "every_s", "hysteresis_c", "hysteresis_share"),
     "gateway": ("request_limit_s", "grace_s", "body_limit_bytes", "max_in_flight", "max_connections", "drain_s"),
     "observe": ("log_level", "spans", "sample_ratio"),
 }

@@ -21,6 +21,7 @@ FORMATS = {
     "onnx-genai": "codriver.optimize.formats.genai_folder:write_as_is",
     "onnx-genai-int8": "codriver.optimize.formats.genai_folder:write_int8",
     "onnx-genai-int4": "codriver.optimize.formats.genai_folder:write_int4",
+    "onnx-genai-w8a8": "codriver.optimize.formats.genai_folder:write_w8a8",
     "openvino": "codriver.optimize.formats.openvino_folder:write_as_is",
     "safetensors": "codriver.optimize.formats.hf_folder:write_plain",
 }

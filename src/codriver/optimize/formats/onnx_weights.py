@@ -17,8 +17,11 @@ from codriver.core.gguf import GgufTensor
 from ..blocks import FORMATS
 from ..ggml import Bytes, Floats
 from ..gguf_file import GgufFile
+from ..passes.hadamard import hadamard
 
 BLOCK = 32
+ROW_MIDDLE = 128  # the code of 0 where a whole row has one scale
+_TURN = 64
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,34 @@ def rounded(weights: Floats, bits: int, symmetric: bool = False) -> Packed:
     even = np.zeros((rows, blocks + blocks % 2), np.uint8)
     even[:, :blocks] = zeros
     return Packed(4, width, _in_pairs(codes), steps, _in_pairs(even))
+
+
+def rounded_rows(weights: Floats) -> tuple[Bytes, Floats]:
+    """To the nearest of 255 codes around :data:`ROW_MIDDLE`, with one scale a row: (rows, width), (rows,)."""
+    scales = np.abs(weights).max(axis=1) / np.float32(ROW_MIDDLE - 1)
+    scales = np.where(scales == 0, np.float32(1), scales).astype(np.float32)
+    return (np.rint(weights / scales[:, None]) + ROW_MIDDLE).astype(np.uint8), scales
+
+
+def turn_size(width: int) -> int:
+    """The largest power of two up to 64 that divides ``width``."""
+    return min(_TURN, width & -width)
+
+
+def turned(weights: Floats) -> Floats:
+    """Each block of columns times :func:`turn`: what inputs turned alike are multiplied with. (rows, width)."""
+    rows, width = weights.shape
+    size = turn_size(width)
+    found: Floats = (weights.reshape(rows, -1, size) @ turn(size)).reshape(rows, width)
+    return found
+
+
+def turn(size: int) -> Floats:
+    """A Hadamard matrix of a power of two, scaled to turn and not to stretch; its own transpose and inverse."""
+    signs = hadamard(size)
+    assert signs is not None  # there is one of every power of two
+    found: Floats = (signs / np.sqrt(size)).astype(np.float32)
+    return found
 
 
 def codes_of(packed: Packed) -> Bytes:

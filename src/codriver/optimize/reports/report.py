@@ -17,6 +17,7 @@ from codriver.core.errors import BadConfigValue
 
 from ..saving import save
 from . import report_plots as plots
+from . import search_plot
 from .report_data import Latency, ReportData, SizeTruth, Told, gather
 from .report_plots import label
 
@@ -107,7 +108,7 @@ def _cell(told: Told, metric: str) -> str:
     extra = f"n = {one.n}" if one.n > 1 else ""
     if one.low is not None and one.high is not None and one.unit != "bytes":
         extra = f"{one.low:,.4g} to {one.high:,.4g}{', ' + extra if extra else ''}"
-    shown = f"<i>{value}</i>, predicted" if one.note.startswith("predicted") else value
+    shown = f"<i>{value}</i>, predicted" if one.predicted else value
     more = f"<br><span class='small'>[{extra}]</span>" if extra else ""
     return f"<td title='{escape(one.note)}'>{shown}{more}</td>"
 
@@ -136,8 +137,21 @@ def _artifact(one: Told, hatch: str) -> str:
         ]
     else:
         parts.append("<p>The artifact keeps none.</p>")
-    parts += [_latency(one.latency), _provenance(one), "</section>"]
+    parts += [_search(one), _latency(one.latency), _provenance(one), "</section>"]
     return "".join(parts)
+
+
+def _search(one: Told) -> str:
+    if one.search is None:
+        return ""
+    card = list(one.artifact.card)
+    kept = next((record for record in one.search.records if record.state == "measured" and record.card == card), None)
+    words = (
+        "<p class='small'>Every trial, lower is better on both axes; the dashed line joins what no measured trial "
+        "beats. Hollow marks were not measured: their place is what was expected of them.</p>"
+    )
+    drawn = "".join(search_plot.plots(one.search, kept))
+    return f"<h3>What the search tried</h3>{search_plot.told(one.search)}{drawn}{words}"
 
 
 def _size(size: SizeTruth) -> str:

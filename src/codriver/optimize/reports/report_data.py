@@ -17,6 +17,7 @@ from codriver.core.gguf import TENSOR_TYPES
 
 from ..allocate import Choice
 from ..inspect import inspect
+from ..search_records import Found, read_found
 from .percentiles import SHOWN, median, percentile
 
 SENSITIVITY = "sensitivity.json"
@@ -75,25 +76,29 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Told(msgspec.Struct, frozen=True):
-    """One artifact. ``size`` is ``None`` for a file that is no GGUF."""
+    """One artifact. ``size`` is ``None`` for a file that is no GGUF, ``search`` where no search led to it."""
 
     folder: str
     artifact: Artifact
     size: SizeTruth | None
     sensitivity: tuple[Part, ...]
     latency: tuple[Latency, ...]
+    search: Found | None = None
 
     def value(self, metric: str) -> float | None:
         return next((one.value for one in self.artifact.card if one.metric == metric), None)
 
 
 class Front(msgspec.Struct, frozen=True):
-    """A plot: both metrics are better when lower. ``points``: index, x and y; ``best``: the indices on the front."""
+    """A plot: both metrics are better when lower. ``points``: index, x and y; ``best``: the indices on the front.
+    ``predicted``: whether nobody measured ``x`` of one of them.
+    """
 
     x: str
     y: str
     points: tuple[tuple[int, float, float], ...]
     best: tuple[int, ...]
+    predicted: bool = False
 
 
 class ReportData(msgspec.Struct, frozen=True):
@@ -102,7 +107,7 @@ class ReportData(msgspec.Struct, frozen=True):
 
 
 def gather(folders: Sequence[Path]) -> ReportData:
-    """Errors: those of ``load_artifact``; :class:`BadConfigValue` for none."""
+    """Errors: those of ``load_artifact`` and ``read_found``; :class:`BadConfigValue` for none."""
     if not folders:
         raise BadConfigValue("A report needs an artifact at least.", param="folders")
     told = tuple(_told(folder) for folder in folders)
@@ -121,7 +126,8 @@ def front(told: Sequence[Told], x: str, y: str) -> Front:
         for number, across, up in found
         if not any(a <= across and b <= up and (a < across or b < up) for _, a, b in found)
     )
-    return Front(x, y, tuple(found), best)
+    predicted = any(row.metric == x and row.predicted for one in told for row in one.artifact.card)
+    return Front(x, y, tuple(found), best, predicted)
 
 
 def _told(folder: Path) -> Told:
@@ -132,6 +138,7 @@ def _told(folder: Path) -> Told:
         size=next((_size(folder / file.name) for file in artifact.files if file.format == "gguf"), None),
         sensitivity=_sensitivity(folder / SENSITIVITY),
         latency=tuple(_latency(one) for one in artifact.card if one.unit == "ms" or one.metric == "decode_tps"),
+        search=read_found(folder),
     )
 
 

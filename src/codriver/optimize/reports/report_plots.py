@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .report_data import Front, Latency, Part, Told
-from .svg import LEFT, RIGHT, WIDTH, Axis, box, line, marker, svg, text, ticks
+from .svg import LEFT, RIGHT, WIDTH, Axis, box, line, marker, svg, text, ticks, ticks_log
 
+HEAD, FOOT = 34.0, 300.0  # of a plot of points, in pixels from the top
 AXES = {"size": ("bytes of the file", 1e6, "MB"), "kl": ("mean KL to the reference", 1.0, "nats/token")}
 
 
@@ -22,22 +23,30 @@ def label(one: Told) -> str:
     return one.folder.rstrip("/").rpartition("/")[2] or one.folder
 
 
+def frame(x: Axis, y: Axis, words: tuple[str, str]) -> list[str]:
+    """The grid of a plot of points, with what its axes are called."""
+    parts = [text(LEFT, 20, words[1], "small")]
+    for tick in ticks_log(y.low, y.high) if y.log else ticks(y.low, y.high):
+        parts += [
+            line(LEFT, y.at(tick), x.end, y.at(tick), "grid"),
+            text(LEFT - 8, y.at(tick) + 4, f"{tick:g}", "small", "end"),
+        ]
+    for tick in ticks(x.low, x.high, 7):
+        parts += [
+            line(x.at(tick), FOOT, x.at(tick), FOOT + 5, "grid"),
+            text(x.at(tick), FOOT + 19, f"{tick:g}", "small", "middle"),
+        ]
+    return [*parts, text((LEFT + x.end) / 2, FOOT + 38, words[0], "small", "middle")]
+
+
 def pareto(front: Front, told: Sequence[Told]) -> str:
     """Each artifact by shape and colour; those on the front are joined, and named in bold."""
     (name_x, by_x, unit_x), (name_y, by_y, unit_y) = axis_words(front.x), axis_words(front.y)
     points = [(number, across / by_x, up / by_y) for number, across, up in front.points]
     right = WIDTH - RIGHT - 250
-    x = Axis(*_range([across for _, across, _ in points]), LEFT, right)
-    y = Axis(*_range([up for _, _, up in points]), 300.0, 34.0)
-    parts = [text(LEFT, 20, f"{name_y}, {unit_y}", "small")]
-    for tick in ticks(y.low, y.high):
-        parts += [
-            line(LEFT, y.at(tick), right, y.at(tick), "grid"),
-            text(LEFT - 8, y.at(tick) + 4, f"{tick:g}", "small", "end"),
-        ]
-    for tick in ticks(x.low, x.high, 7):
-        parts += [line(x.at(tick), 300, x.at(tick), 305, "grid"), text(x.at(tick), 319, f"{tick:g}", "small", "middle")]
-    parts.append(text((LEFT + right) / 2, 338, f"{name_x}, {unit_x}", "small", "middle"))
+    x = Axis(*room([across for _, across, _ in points]), LEFT, right)
+    y = Axis(*room([up for _, _, up in points]), FOOT, HEAD)
+    parts = frame(x, y, (f"{name_x}{', predicted' if front.predicted else ''}, {unit_x}", f"{name_y}, {unit_y}"))
     best = sorted((across, up) for number, across, up in points if number in front.best)
     path = "".join(f"{'L' if at else 'M'}{x.at(a):.1f} {y.at(b):.1f}" for at, (a, b) in enumerate(best))
     if len(best) > 1:
@@ -102,7 +111,7 @@ def latencies(rows: Sequence[Latency]) -> str:
     top = 10.0
     for row in rows:
         values = [*row.samples, row.median] + [bound for bound in (row.low, row.high) if bound is not None]
-        x = Axis(*_range(values), 190.0, WIDTH - RIGHT - 20)
+        x = Axis(*room(values), 190.0, WIDTH - RIGHT - 20)
         y = top + 26
         parts.append(text(180, y + 4, f"{row.metric.replace('ttft_ms', 'first token')}", "", "end"))
         parts.append(text(180, y + 20, f"n = {row.n}, {row.unit}", "small", "end"))
@@ -125,7 +134,8 @@ def latencies(rows: Sequence[Latency]) -> str:
     return svg(top + 4, parts, "Runs, medians and their 95 % intervals", "")
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def room(values: Sequence[float]) -> tuple[float, float]:
+    """From where to where an axis goes that shows all of ``values``."""
     low, high = min(values, default=0.0), max(values, default=1.0)
-    room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-    return (max(0.0, low - room) if low >= 0 else low - room), high + room
+    more = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+    return (max(0.0, low - more) if low >= 0 else low - more), high + more

@@ -73,11 +73,11 @@ def dot(x: float, y: float, number: int, told: str) -> str:
     return f'<circle {place} class="fill c{number}"><title>{escape(told)}</title></circle>'
 
 
-def marker(x: float, y: float, number: int, told: str) -> str:
-    """A mark of its own colour and shape; ``told`` is shown where it is pointed at."""
+def marker(x: float, y: float, number: int, told: str, kind: str = "fill") -> str:
+    """A mark of its own colour and shape; ``told`` is shown where it is pointed at. ``kind``: how it is filled."""
     which = number % len(_SHAPES)
     title = f"<title>{escape(told)}</title>" if told else ""
-    return f'<path transform="translate({x:.1f} {y:.1f})" d="{_SHAPES[which]}" class="fill c{which}">{title}</path>'
+    return f'<path transform="translate({x:.1f} {y:.1f})" d="{_SHAPES[which]}" class="{kind} c{which}">{title}</path>'
 
 
 def legend(y: float, entries: Mapping[str, str], draw: Callable[[float, float, str], str]) -> list[str]:
@@ -86,6 +86,12 @@ def legend(y: float, entries: Mapping[str, str], draw: Callable[[float, float, s
         parts += [draw(x, y - 4, kind), text(x + 12, y, words, "small")]
         x += 30 + 6.4 * len(words)
     return parts
+
+
+def ticks_log(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of each power of ten from ``low`` to ``high``; both above 0."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [unit * 10.0**power for power in powers for unit in (1, 2, 5) if low <= unit * 10.0**power <= high]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -152,7 +152,7 @@ def main(threads: int, repeats: int) -> HostFigures:
                     taken[name].append(seconds)
     rates = {name: _spread([amounts[name][0] / s for s in taken[name]], amounts[name][1]) for name in tests}
     return HostFigures(
-        machine=_machine(),
+        machine=machine_name(),
         started=time.strftime("%Y-%m-%dT%H:%M:%S"),
         load=os.getloadavg()[0],
         threads=threads,
@@ -217,7 +217,8 @@ def _field(*names: str) -> str:
     return ""
 
 
-def _machine() -> str:
+def machine_name() -> str:
+    """The processor as it calls itself, and how many cores there are."""
     return f"{_field('model name', 'Model') or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 

@@ -13,24 +13,23 @@ that it is predicted, and how wrong the model was on this machine on files that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from codriver.core.artifact import Measured
 from codriver.core.errors import MissingFile
 
-from ..gguf_file import GgufFile
-from ..requirement import Requirement
+from ..gguf_file import Changes, GgufFile
 from .host import HostFigures, kept
 from .matmul import LAID_OUT
-from .target import HOST, Target, home
+from .target import Target, home
 
 _KV_BYTES = 2  # llama.cpp keeps keys and values as F16
 LEAST_FILES = 4
+METRICS = ("ttft_ms", "decode_tps", "rss")
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -103,9 +102,9 @@ class Rates:
         return max(size_bytes / (1e9 * self.bandwidth_gbps), 2.0 * weights * tokens / (1e9 * rate))
 
 
-def layout_of(file: Path) -> Layout:
-    """Errors: those of ``read_header``."""
-    source = GgufFile(file)
+def layout_of(file: Path, kinds: Mapping[str, str] | None = None) -> Layout:
+    """``kinds``: types that tensors would have in a file that is not written yet. Errors: those of ``read_header``."""
+    source, changes = GgufFile(file), Changes(kinds or {})
     told, name = source.header.metadata, source.header.architecture
 
     def number(key: str, otherwise: int) -> int:
@@ -116,7 +115,10 @@ def layout_of(file: Path) -> Layout:
     head = ("F16", 0, 0)
     vocabulary = 0
     tied = "output.weight" not in source
-    for tensor in source:
+    file_bytes = file.stat().st_size
+    for stored in source:
+        tensor = changes.applied(stored)
+        file_bytes += tensor.size_bytes - stored.size_bytes
         if len(tensor.shape) < 2:
             continue
         if tensor.name == "token_embd.weight":
@@ -136,7 +138,7 @@ def layout_of(file: Path) -> Layout:
         width=width,
         kv_width=width // heads * number("attention.head_count_kv", heads),
         vocabulary=vocabulary,
-        file_bytes=file.stat().st_size,
+        file_bytes=file_bytes,
     )
 
 
@@ -191,7 +193,7 @@ def fit(files: Sequence[Timed], rates: Rates) -> Fitted:
 
 def leave_one_out(files: Sequence[Timed], rates: Rates) -> dict[str, dict[str, float]]:
     """Each file predicted by a fit on the others: by metric and file, the share by which it was too high."""
-    errors: dict[str, dict[str, float]] = {"ttft_ms": {}, "decode_tps": {}, "rss": {}}
+    errors: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}
     for number, one in enumerate(files):
         fitted = fit([other for at, other in enumerate(files) if at != number], rates)
         wrong = [prompt_s(one.layout, rates, fitted, int(tokens)) / taken - 1 for tokens, taken in one.prompts.items()]
@@ -212,52 +214,6 @@ def load_calibration() -> tuple[HostFigures, Calibration]:
             "codriver targets calibrate MODEL…"
         )
     return figures, msgspec.json.decode(file.read_bytes(), type=Calibration)
-
-
-def predict(file: Path, target: Target, prompts: Sequence[int]) -> list[Measured]:
-    """Rows of a card, each marked as predicted, with the largest error on this machine. No time to a first token where
-    the target's arithmetic is not known.
-
-    Errors: :class:`MissingFile` without a calibration; ``BadConfigValue`` where the target lacks what is needed.
-    """
-    figures, calibration = load_calibration()
-    rates, known = (here(figures), True) if target.name == HOST else elsewhere(target, figures)
-    layout, fitted = layout_of(file), _scaled(calibration.fitted, rates, known)
-
-    def row(metric: str, value: float, unit: str, of: str) -> Measured:
-        error = calibration.error(of)
-        told = f"predicted for {target.name}, error on the host ±{100 * error:.0f} %"
-        low, high = value / (1 + error), value * (1 + error)
-        return Measured(metric, value, unit, 0, low, high, told)
-
-    asked = prompts if known else ()
-    found = [row(f"ttft_ms@{n}", 1e3 * prompt_s(layout, rates, fitted, n), "ms", "ttft_ms") for n in asked]
-    written = row("decode_tps", 1 / token_s(layout, rates, fitted), "tokens/s", "decode_tps")
-    if not known:
-        told = f"predicted for {target.name}: what its memory allows, and no more than that"
-        written = msgspec.structs.replace(written, low=None, high=None, note=told)
-    found.append(written)
-    longest = max(prompts, default=512)
-    return [*found, row("rss", memory_bytes(layout, fitted, longest + 32), "bytes", "rss")]
-
-
-def timing_for(
-    target: Target, requirements: Sequence[Requirement]
-) -> Callable[[Path, int, int, Sequence[int]], list[Measured]]:
-    """What stands in for measuring where the target is not this machine. Errors, before anything long begins: those of
-    :func:`predict`, and ``BadConfigValue`` for a target that llama.cpp does not serve, or that lacks a figure on which
-    a requirement depends.
-    """
-    target.need_runtime("llama_cpp")
-    _, known = elsewhere(target, load_calibration()[0])
-    if not known and any(one.metric in ("ttft_ms", "decode_tps") for one in requirements):
-        target.need("cpu.int8_ops_per_cycle")
-    return lambda file, threads, runs, prompts: predict(file, target, prompts)
-
-
-def _scaled(fitted: Fitted, rates: Rates, known: bool) -> Fitted:
-    longer = rates.overhead if known else 0.0
-    return Fitted(fitted.prompt_s * longer, fitted.token_s * longer, fitted.memory_bytes)
 
 
 def _prompt_parts(layout: Layout, rates: Rates, tokens: int) -> tuple[float, float]:

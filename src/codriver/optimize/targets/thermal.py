@@ -1,4 +1,4 @@
-"""When does a box get too hot, what can it do for long, and what does the vehicle do about it?
+"""When does a box get too hot, and what can it do for long? What the vehicle does about it is ``actions.py``.
 
 One thermal node: power heats a capacity, which cools through a resistance into the air (the first-order RC circuit that
 compact thermal models are made of; Skadron et al. 2003, HotSpot; one time constant per Brooks and Martonosi 2001).
@@ -15,22 +15,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from codriver.core.config import build
 from codriver.core.errors import BadConfigValue
 
-from .target import Step, Target
-
-# The mildest first. A vehicle that can read neither temperature nor power stays in the first.
-_USUAL = (
-    Step("normal", margin_c=-1.0, power_share=0.0),
-    Step("warm", margin_c=10.0, power_share=0.75, threads_share=0.75, cadence=2.0),
-    Step("hot", margin_c=5.0, power_share=0.5, artifact="smaller", threads_share=0.5, cadence=4.0),
-    Step("critical", margin_c=1.0, power_share=0.2, artifact="none", threads_share=0.0, cadence=0.0),
-)
+from .target import Target
 
 
 @dataclass(frozen=True)
@@ -81,24 +71,6 @@ class Node:
         return min(1.0, max(0.0, (self.sustained_w - self.idle_w) / above))
 
 
-@dataclass(frozen=True)
-class State:
-    """What a vehicle knows of its computer now; ``None`` for what it cannot read. ``power_w``: what it may take."""
-
-    temperature_c: float | None = None
-    power_w: float | None = None
-
-
-@dataclass(frozen=True)
-class Action:
-    """What is done: which artifact answers, on how many threads, and every how many periods periodic work is done."""
-
-    name: str
-    artifact: Literal["full", "smaller", "none"]
-    threads: int
-    cadence: float
-
-
 def load_w(target: Target, load: float) -> float:
     """Power at a load between 0 and 1. Errors: :class:`BadConfigValue` naming the figure that the profile lacks."""
     idle = target.need("power.idle_w")
@@ -138,35 +110,3 @@ def fit_node(seconds: Sequence[float], celsius: Sequence[float], power_w: float,
         raise BadConfigValue("A thermal model cannot be fitted: the temperature does not rise under the load.")
     resistance = (steady - node.ambient_c) / power_w
     return dataclasses.replace(node, resistance_k_per_w=resistance, capacity_j_per_k=constant / resistance)
-
-
-def steps_of(target: Target) -> tuple[Step, ...]:
-    """The profile's table of actions, or the usual one. Errors: those of ``core.config.build``, naming the key."""
-    if not target.actions.steps:
-        return _USUAL
-    found = []
-    for number, row in enumerate(target.actions.steps):
-        called = f"actions.steps[{number}]"
-        if not isinstance(row, dict):
-            raise BadConfigValue(f"'{called}' is {row!r}; allowed: a table.", param=called)
-        step: Step = build(Step, row, called)
-        if step.artifact not in ("full", "smaller", "none"):
-            raise BadConfigValue(
-                f"'{called}.artifact' is {step.artifact!r}; allowed: full | smaller | none.", param=f"{called}.artifact"
-            )
-        found.append(step)
-    return tuple(found)
-
-
-def action_for(target: Target, state: State, threads: int) -> Action:
-    """The hardest row that holds. What is not known, of the state or of the target, makes no row hold."""
-    throttle, budget = target.power.throttle_c, target.power.budget_w
-    margin = throttle - state.temperature_c if throttle and state.temperature_c is not None else math.inf
-    share = state.power_w / budget if budget and state.power_w is not None else math.inf
-    steps = steps_of(target)
-    chosen = steps[0]
-    for step in steps[1:]:
-        if margin <= step.margin_c or share <= step.power_share:
-            chosen = step
-    left = max(1, int(threads * chosen.threads_share)) if chosen.threads_share else 0
-    return Action(chosen.name, chosen.artifact, left, chosen.cadence)  # type: ignore[arg-type]

@@ -37,15 +37,11 @@ _TORCH = "torch==2.13.0"
 TOOLKITS: Mapping[str, Toolkit] = {
     # ExecuTorch 1.4 asks for torch 2.13; 1.5 is made for a later one.
     "pte": Toolkit("executorch", ("executorch==1.4.1", _TORCH, "torchao==0.18.0", "pillow==13.0.0")),
-    "tflite": Toolkit("litert", ("litert-torch==0.10.0", _TORCH, "torchao==0.18.0", "pillow==13.0.0")),
+    "tflite": Toolkit(
+        "litert", ("litert-torch==0.10.0", "ai-edge-quantizer==0.10.0", _TORCH, "torchao==0.18.0", "pillow==13.0.0")
+    ),
 }
-WHY_NOT = {
-    (
-        "tflite",
-        "int8",
-    ): "the converter of litert-torch 0.10.0 refuses this net once PT2E has quantised it ('tfl.pad' op "
-    "quantization parameters violate the same scale constraint)"
-}
+_ROUNDED_BY = {"pte": "PT2E", "tflite": "ai-edge-quantizer, convolutions alone"}
 _SCRIPTS = {"pte": "export_executorch.py", "tflite": "export_litert.py"}
 _INPUT = "input"
 # Published weights, by sha256, and the licence that their source states.
@@ -68,8 +64,6 @@ class Exporting:
                 raise BadConfigValue(f"'{value}' is not known; there are: {', '.join(get_args(known))}.", param=param)
         if not self.scored:
             raise BadConfigValue("There is no photo to compare the file on.", param="scored")
-        if why := WHY_NOT.get((self.to, self.precision)):
-            raise BadConfigValue(f"A {self.to} file in {self.precision} cannot be written: {why}.", param="precision")
         if self.precision == "int8" and not self.calibration:
             raise BadConfigValue("int8 needs photos that show what goes into the net.", param="calibration")
         if both := {file.resolve() for file in self.calibration} & {file.resolve() for file in self.scored}:
@@ -128,7 +122,8 @@ def _written(checkpoint: Path, work: Path, wanted: Exporting, told: Callable[[st
 def _how(wanted: Exporting) -> str:
     if wanted.precision == "fp32":
         return f"exported to {wanted.to} as float32"
-    return f"exported to {wanted.to} as int8 by PT2E, calibrated on {len(wanted.calibration)} photos"
+    by = _ROUNDED_BY[wanted.to]
+    return f"exported to {wanted.to} as int8 by {by}, calibrated on {len(wanted.calibration)} photos"
 
 
 async def _measured(

@@ -11,7 +11,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -21,6 +21,7 @@ from onnx import TensorProto, numpy_helper
 from codriver.core.errors import BadModelFile, DiskFull, MissingFile
 
 from .darknet import read_darknet
+from .twinlitenet_graph import read_twinlitenet
 
 LARGEST_FILE_BYTES = 1 << 30
 LARGEST_TENSOR_BYTES = 1 << 29
@@ -29,11 +30,13 @@ _TRIAL_S = 60
 
 
 def read_model(file: Path) -> onnx.ModelProto:
-    """An ``.onnx`` file, or Darknet ``.weights`` with their ``.cfg`` beside them; nothing of it has been run.
+    """An ``.onnx`` file, Darknet ``.weights`` with their ``.cfg`` beside them, or TwinLiteNet's checkpoint (``.pth``);
+    nothing of it has been run.
 
     Errors: :class:`MissingFile`; :class:`BadModelFile` naming the file, and the tensor or layer.
     """
-    return read_darknet(file) if file.suffix == ".weights" else read_onnx(file)
+    readers: dict[str, Callable[[Path], onnx.ModelProto]] = {".weights": read_darknet, ".pth": read_twinlitenet}
+    return readers.get(file.suffix, read_onnx)(file)
 
 
 def read_onnx(file: Path) -> onnx.ModelProto:

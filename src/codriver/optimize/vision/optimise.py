@@ -74,7 +74,8 @@ class VisionTrial:
 def candidates(look: str) -> list[Recipe]:
     """From the plainest to the most careful. What stays float is chosen where a bound on the noise is named."""
     static = StaticInt8(look=look)
-    ways = [static, replace(static, weights="u8"), replace(static, most_noise=_QUIET)]
+    inputs = replace(static, weights="s7", placed="inputs")
+    ways = [static, inputs, replace(static, weights="u8"), replace(static, most_noise=_QUIET)]
     even: tuple[str, Pass] = ("cross-layer-equalise", Equalise())
     return [Recipe((even, ("static-int8", way))) for way in ways]
 
@@ -150,25 +151,16 @@ class VisionOptimisation:
         found = []
         for name in runtimes:
             outputs = [graphs[name].run(picture) for picture in self._pictures]
-            card = [*self._agreed(outputs), *timed(times[name], times[quickest], (name, quickest, threads))]
+            card = [
+                agreed(self._task, self._reference, outputs),
+                *timed(times[name], times[quickest], (name, quickest, threads)),
+            ]
             card.append(Measured("size", float(file.stat().st_size), "bytes", 1))
             values = {one.metric: one.value for one in card} | {"latency": times[name].p50_ms}
             base = {"latency": times[quickest].p50_ms, "size": float(self._source.stat().st_size)}
             missed = tuple(one for one in requirements if not one.met(values[one.key], base))
             found.append(VisionTrial(file, name, values, tuple(card), missed, how))
         return found
-
-    def _agreed(self, outputs: Outputs) -> list[Measured]:
-        """With an interval by resampling pictures (Efron 1979), from a fixed seed."""
-        agreed = self._task.agreements(self._reference, outputs)
-        random, count = np.random.default_rng(0), len(outputs)
-        value = agreed(np.arange(count))
-        again = [agreed(random.integers(0, count, count)) for _ in range(_RESAMPLED)]
-        low, high = np.nanpercentile(again, [2.5, 97.5])
-        what = {"pixels": "mean IoU with the reference's labels", "classes": "equal first choices"}
-        note = f"AP@0.5:0.95 against the reference's boxes of {SURE} and more" if self._task.finds_boxes else (
-            what.get(self._task.kind, "one minus the relative squared error"))  # fmt: skip
-        return [Measured("agreement", value, "share", count, float(low), float(high), note)]
 
     def _refuse_empty(self) -> None:
         if self._task.finds_boxes and not any(len(self._task.boxes(one).sure().scores) for one in self._reference):
@@ -198,6 +190,19 @@ class VisionOptimisation:
             card=trial.card,
         )
         save_artifact(artifact, self._out)
+
+
+def agreed(task: Task, right: Outputs, outputs: Outputs) -> Measured:
+    """``agreement``, with an interval by resampling pictures (Efron 1979), from a fixed seed."""
+    value_of = task.agreements(right, outputs)
+    random, count = np.random.default_rng(0), len(outputs)
+    value = value_of(np.arange(count))
+    again = [value_of(random.integers(0, count, count)) for _ in range(_RESAMPLED)]
+    low, high = np.nanpercentile(again, [2.5, 97.5])
+    what = {"pixels": "mean IoU with the reference's labels", "classes": "equal first choices"}
+    note = f"AP@0.5:0.95 against the reference's boxes of {SURE} and more" if task.finds_boxes else (
+        what.get(task.kind, "one minus the relative squared error"))  # fmt: skip
+    return Measured("agreement", value, "share", count, float(low), float(high), note)
 
 
 def timed(mine: Times, base: Times, told: tuple[str, str, int]) -> list[Measured]:

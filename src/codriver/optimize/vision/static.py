@@ -6,6 +6,12 @@ the correction of biases and what stays float are decided here. Only what a conv
 integer: what comes behind the last ones (boxes decoded, probabilities) mixes values of unlike ranges, and costs
 nothing.
 
+``placed``: ``throughout`` rounds what comes out of each layer too, which ONNX Runtime needs to see before it computes
+one in integers. ``inputs`` rounds only what convolutions read: activations between two of them (PReLU, batch norms,
+sums) work on what the first computed, unrounded, and OpenVINO does them, and the rounding, in the convolution's own
+loop. It loses less, and there it is faster; ONNX Runtime computes such a file in floats. A convolution that reads a
+picture's three channels stays float then: rounding the picture costs more than its integers save.
+
 Values are unsigned, weights signed. On a processor without VNNI the product of the two saturates 16 bits in pairs
 (``vpmaddubsw``): ``weights = "s7"`` cannot saturate and has half the grid, ``u8`` cannot either and runs slower.
 Which one loses least is measured, not assumed. Sources: Jacob et al. 2018 (integer arithmetic); Nagel et al. 2019 and
@@ -44,6 +50,7 @@ from .tasks import task_of
 
 Floats = NDArray[np.float32]
 Weights = Literal["s8", "s7", "u8"]
+Placed = Literal["throughout", "inputs"]
 # What may be integer. Softmax, Exp and the like are not: their results span decades.
 KINDS = (
     "Conv", "Relu", "LeakyRelu", "Clip", "Sigmoid", "Add", "Mul", "Concat", "Split", "Slice", "Gather", "MaxPool",
@@ -62,6 +69,7 @@ class StaticInt8:
     correct_bias: bool = setting(True, "Take out what rounding adds to each channel's mean.")
     most_noise: float = setting(0.0, "Layers stay float until the noise is at most this; 0 keeps none.", least=0)
     look: str = setting("", "How pictures go in, where the file does not say.")
+    placed: Placed = setting("throughout", "Where values are integer: throughout, or where convolutions read: inputs.")
 
     def apply(self, source: Path, target: Path, shop: Workshop) -> str:
         """Errors: :class:`BadConfigValue` without pictures; those of ``read_onnx`` and of the pictures."""
@@ -120,7 +128,7 @@ class _Plan:
         self._model, self._how = model, how
         self._wiring = Wiring(model)
         self._layers = self._wiring.convolutions()
-        self._integer = _before_convolutions(self._wiring)
+        self._integer = _before_convolutions(self._wiring) if how.placed == "throughout" else self._wide()
         values = sorted({name for node in self._integer for name in (*node.input, *node.output)
                          if name and name not in self._wiring.constants})  # fmt: skip
         floats = _float_values(model)
@@ -152,21 +160,29 @@ class _Plan:
     def told(self, kept: Sequence[str]) -> str:
         how = self._how
         convolutions = {one.node.name for one in self._layers}
-        floats = len(convolutions & set(kept))
+        floats = len(convolutions - ({node.name for node in self._integer} - set(kept)))
         learned = f", {len(self._moments)} layers rounded by AdaRound" if self._moments else ""
         return (
             f"{len(convolutions) - floats} of {len(convolutions)} convolutions in int8, ranges by {how.ranges}, "
             f"weights {how.weights} per channel{learned}{', biases corrected' if how.correct_bias else ''}"
+            f"{', values where convolutions read them' if how.placed == 'inputs' else ''}"
         )
+
+    def _wide(self) -> list[onnx.NodeProto]:
+        """The convolutions that read more than a picture."""
+        pictures = {one.name for one in self._model.graph.input}
+        return [one.node for one in self._layers if one.node.input[0] not in pictures]
 
     def _placed(self, names: list[str]) -> onnx.ModelProto:
         ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in self._ranges.items()}
         copy = onnx.ModelProto()
         copy.CopyFrom(self._model)
+        results = [] if self._how.placed == "throughout" else ["Conv"]
         quantiser = QDQQuantizer(
             onnx.shape_inference.infer_shapes(copy), True, self._how.weights == "s7",
             QuantType.QUInt8 if self._how.weights == "u8" else QuantType.QInt8, QuantType.QUInt8,
-            TensorsData(CalibrationMethod.MinMax, ranges), names, [], list(KINDS), {},
+            TensorsData(CalibrationMethod.MinMax, ranges), names, [], list(KINDS),
+            {"OpTypesToExcludeOutputQuantization": results},
         )  # fmt: skip
         logging.getLogger().setLevel(max(logging.getLogger().level, logging.WARNING))
         quantiser.quantize_model()

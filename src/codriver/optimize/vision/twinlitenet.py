@@ -25,6 +25,7 @@ HEIGHT, WIDTH = 360, 640  # of the pictures that it was trained on; both are who
 OUTPUTS = ("drivable", "lanes")
 _EPS = 1e-3  # of its batch normalisations
 _RATES = (1, 2, 4, 8, 16)
+_NOTHING = 1e-12  # an attention with a smaller gamma is below the rounding of what it is added to
 
 
 class Activated(nn.Module):
@@ -215,6 +216,10 @@ def load(checkpoint: Path) -> TwinLiteNet:
     if strays := sorted(set(state) - set(wanted)):
         raise ValueError(f"{checkpoint} is no TwinLiteNet: it has a tensor {strays[0]}, which the net does not know")
     net.load_state_dict(state)
+    # Of the published weights the position attention's gamma is -4e-20: it costs time and changes nothing.
+    for name in ("sa", "sc"):
+        if abs(float(getattr(net.encoder, name).gamma)) < _NOTHING:
+            setattr(net.encoder, name, nn.Identity())
     return net.eval()
 
 

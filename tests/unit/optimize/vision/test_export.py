@@ -41,10 +41,8 @@ def test_what_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
         file.write_bytes(b"")
     with pytest.raises(BadConfigValue, match="int8 needs photos"):
         Exporting("pte", (photo,), precision="int8")
-    with pytest.raises(
-        BadConfigValue, match=r"tflite file in int8 cannot be written: the converter of litert-torch 0\.10"
-    ):
-        Exporting("tflite", (photo,), (other,), "int8")
+    with pytest.raises(BadConfigValue, match="int8 needs photos"):
+        Exporting("tflite", (photo,), precision="int8")
     with pytest.raises(BadConfigValue, match=r"a\.jpg is both a calibration photo and a scored one"):
         Exporting("pte", (photo,), (other, photo), "int8")
     with pytest.raises(BadConfigValue, match="no photo to compare"):
@@ -121,6 +119,14 @@ def test_a_checkpoint_is_written_loaded_and_compared(
         return tuple(found[0].shape)
 
     assert asyncio.run(again()) == (1, 2, 360, 640)
+
+    if to == "tflite":
+        small = Exporting(to, photos[1:], photos[:1], "int8", runs=3)
+        made = export(folder / "best.pth", tmp_path / "int8", small, engine, quiet)
+        card = {row.metric: row for row in made.card}
+        assert card["size"].value < artifact.files[0].size_bytes / 2.5
+        assert 0.95 < card["same_top@drivable"].value < 1 and 0.97 < card["same_top@lanes"].value < 1
+        assert any("int8 by ai-edge-quantizer" in step for step in made.lineage)
 
     cut = tmp_path / "cut.pth"
     cut.write_bytes((folder / "best.pth").read_bytes()[:5000])

@@ -1,0 +1,1 @@
+"""The vehicle itself: what it tells of its computer's heat and power."""
