@@ -27,11 +27,11 @@ from codriver.optimize.requirement import Requirement
 from codriver.optimize.task import Settings
 
 from .drive_inputs import data_folder
-from .quantise import SYSTEMS
+from .quantise import SUBJECTS
 from .rows import Report, Row, machine
 
 _MODEL = "smollm2-135m-instruct-q4_1"
-_KINDS = SYSTEMS["codriver, without the source's own grid"]
+_KINDS = SUBJECTS[0].systems["codriver, without the source's own grid"]
 _THREADS = max(1, os.cpu_count() or 1)
 RECIPES: Mapping[str, list[dict[str, Any]]] = {
     "no pass": [],

@@ -1,24 +1,31 @@
 """Writing a model with other types, each tensor rounded as well as is known how, never more than fits in memory.
 
 Second-order rounding follows what it saw of the inputs, and with little text it follows it too far: so a part of the
-windows is kept back, and a tensor is rounded to second order only where that loses less on those.
+windows is kept back, and a tensor is rounded to second order only where that loses less on those. A large tensor is
+rounded some rows at a time, and some of its rows decide for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from codriver.core.gguf import GgufTensor
 
-from .calibrate import Inputs, MomentsAhead, Read, read_inputs
-from .evaluate import Run
-from .ggml import Bytes, dequantise, quantise
+from .calibrate import Inputs, MomentsAhead, Read, moment_bytes, read_moments
+from .evaluate import WINDOW, Run
+from .ggml import Bytes, Floats, dequantise, quantise
 from .gguf_file import Changes, GgufFile, rewrite
-from .gptq import DAMPING, output_loss, round_second_order
+from .gptq import DAMPING, SecondOrder
 
 _FILE_TYPE = "general.file_type"
+_SPAN = 2560  # columns whose errors make each other good: what more columns take grows with their third power
+_BAND = 1 << 22  # weights that are rounded at a time
+_DECIDE = 1 << 20  # of so many weights, and from twice as many on, a share of the rows decides
 GUESSED = 1024  # llama.cpp's ``llama_ftype`` for a file whose types follow no name
 
 
@@ -35,7 +42,7 @@ class Text:
 @dataclass
 class Rounder:
     """Gives each tensor's bytes in the file's order; ``how`` remembers which way each was rounded. One that already has
-    its type in ``source`` keeps its bytes.
+    its type in ``source`` keeps its bytes. ``source`` is what reads the text: it has the same weights in less room.
     """
 
     source: GgufFile
@@ -44,13 +51,18 @@ class Rounder:
     text: Text
     run: Callable[[str], Run]
     damping: float = DAMPING
+    threads: int = 1
     how: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [tensor.name for tensor in self.source if self.kinds.get(tensor.name, tensor.type) != tensor.type]
-        fit = self._read(self.text.fit, self.text.windows)
-        held = self._read(self.text.held, self.text.held_windows, ", kept back")
-        self._ahead = MomentsAhead({name: self.reference[name].shape[0] for name in names}, fit, held)
+        text = self.text
+        fit = self._read(text.fit, text.windows)
+        held = self._read(text.held, text.held_windows, ", kept back")
+        widths = {name: self.reference[name].shape[0] for name in names}
+        tokens = [count * WINDOW for count in (text.windows, text.held_windows)]
+        sizes = {name: sum(moment_bytes(width, of) for of in tokens) for name, width in widths.items()}
+        self._ahead = MomentsAhead(sizes, fit, held)
 
     def data(self, name: str) -> Bytes:
         kind = self.kinds[name]
@@ -62,19 +74,53 @@ class Rounder:
         if name not in fit:
             self.how[name] = "nearest"
             return quantise(kind, weights)
-        nearest = quantise(kind, weights, fit.importance(name))
-        second = round_second_order(kind, weights, fit.moment(name), self.damping)
-        moment = held.moment(name)
-        lost = [output_loss(weights, dequantise(kind, made, weights.shape), moment) for made in (nearest, second)]
-        self.how[name] = "second order" if lost[1] < lost[0] else "nearest"
-        return second if lost[1] < lost[0] else nearest
+        importance = fit.importance(name)
+        ways: dict[str, Callable[[Floats], Bytes]] = {
+            "nearest": lambda rows: quantise(kind, rows, importance),
+            "second order": _Spans(kind, fit, name, self.damping).rounded,
+        }
+        step = max(1, weights.size // _DECIDE)
+        some = weights[::step]
+        made = {way: self._by_bands(rounded, some) for way, rounded in ways.items()}
+        lost = {way: held.loss(name, some - dequantise(kind, data, some.shape)) for way, data in made.items()}
+        way = min(lost, key=lambda one: lost[one])
+        self.how[name] = way
+        return made[way] if step == 1 else self._by_bands(ways[way], weights)
+
+    def _by_bands(self, rounded: Callable[[Floats], Bytes], weights: Floats) -> Bytes:
+        """Rows are rounded each by itself, so that they need not be all there at once."""
+        rows = max(1, min(_BAND // weights.shape[1], -(-len(weights) // self.threads)))
+        bands = (weights[begin : begin + rows] for begin in range(0, len(weights), rows))
+        with ThreadPoolExecutor(self.threads) as pool:
+            return np.concatenate([*pool.map(rounded, bands)])
 
     def _read(self, text: str, windows: int, told: str = "") -> Read:
         def read(names: frozenset[str]) -> Inputs:
             run = self.run(f"reads what goes into {len(names)} matrices{told}")
-            return read_inputs(self.reference.path, text, windows, run, names.__contains__)
+            return read_moments(self.source.path, text, windows, run, names)
 
         return read
+
+
+class _Spans:
+    """Rounding to second order, each span of columns by itself."""
+
+    def __init__(self, kind: str, inputs: Inputs, name: str, damping: float) -> None:
+        self._kind = kind
+        self._spans = [
+            (columns, SecondOrder(inputs.moment(name, columns), damping)) for columns in spans(inputs.width(name))
+        ]
+
+    def rounded(self, weights: Floats) -> Bytes:
+        made = [order.rounded(self._kind, weights[:, columns]) for columns, order in self._spans]
+        return np.hstack([part.reshape(len(weights), -1) for part in made]).reshape(-1)
+
+
+def spans(width: int) -> Iterator[slice]:
+    """Equal ones but for the last, of whole blocks."""
+    count = -(-width // _SPAN)
+    each = -(-width // (256 * count)) * 256
+    return (slice(begin, min(begin + each, width)) for begin in range(0, width, each))
 
 
 def write_rounded(target: Path, rounder: Rounder) -> None:

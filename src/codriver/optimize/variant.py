@@ -17,7 +17,7 @@ from codriver.core.gguf import GgufTensor
 from codriver.core.writing import writing
 
 from .allocate import Allocation, Choice, allocate
-from .calibrate import read_inputs
+from .calibrate import Inputs, read_inputs
 from .evaluate import pieces_of
 from .gguf_file import GgufFile, fits
 from .gptq import DAMPING
@@ -25,7 +25,7 @@ from .llama_runtime import LlamaModel
 from .recipe import Recipe, Workshop
 from .requirement import Requirement
 from .rounding import Rounder, write_rounded
-from .sensitivity import choices, groups_of, measure
+from .sensitivity import Group, choices, groups_of, measure
 from .targets.predict import Layout, layout_of
 from .task import Task
 
@@ -45,10 +45,14 @@ class Variant:
 
     @property
     def sensitivity_file(self) -> Path:
+        return self._file("sensitivity", self._task.settings.kinds)
+
+    def _file(self, name: str, *more: object) -> Path:
+        """Where something is kept that depends on these amounts, this text, and ``more``."""
         settings = self._task.settings
         sizes = (settings.windows, settings.sensed, settings.bands)
-        asked = (self._task.sha256, self.passes, sizes, settings.kinds, settings.calibration)
-        return self._task.work / f"sensitivity-{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}.json"
+        asked = (self._task.sha256, self.passes, sizes, *more, settings.calibration)
+        return self._task.work / f"{name}-{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}.json"
 
     @cached_property
     def options(self) -> dict[str, list[Choice]]:
@@ -56,22 +60,31 @@ class Variant:
         file = self.sensitivity_file
         if file.exists():
             return msgspec.json.decode(file.read_bytes(), type=dict[str, list[Choice]])
-        task, settings = self._task, self._task.settings
-        inputs = read_inputs(
-            self._base.path, task.texts().fit, settings.windows, task.run("reads what goes into each matrix"),
-            lambda name: False,
-        )  # fmt: skip
-        with LlamaModel(self._base.path) as model:
-            pieces = pieces_of(model, task.texts().held, settings.sensed)
-        groups = measure(
-            self._base, inputs, groups_of(self._matrices(), settings.bands), pieces,
-            task.run("sees what the model suffers"),
-        )  # fmt: skip
-        found = choices((self._kept, self._base), inputs, groups, settings.kinds, settings.threads)
-        part = file.with_suffix(".part")
-        with writing(file, part):
-            part.write_bytes(msgspec.json.encode(found))
-            part.replace(file)
+        inputs, settings = self._inputs(), self._task.settings
+        found = choices((self._kept, self._base), inputs, self._groups(inputs), settings.kinds, settings.threads)
+        _keep(file, msgspec.json.encode(found))
+        return found
+
+    def _inputs(self) -> Inputs:
+        """What goes into each matrix, without its moments."""
+        file, task = self._file("inputs").with_suffix(".npz"), self._task
+        if not file.exists():
+            run = task.run("reads what goes into each matrix")
+            read = read_inputs(self._kept.path, task.texts().fit, task.settings.windows, run, lambda name: False)
+            _keep(file, read.packed())
+        return Inputs.unpacked(file)
+
+    def _groups(self, inputs: Inputs) -> list[Group]:
+        """What the model suffers; the same for any types that may be chosen. Each group is kept once it is known."""
+        file, settings = self._file("groups"), self._task.settings
+        found = msgspec.json.decode(file.read_bytes(), type=list[Group]) if file.exists() else []
+        left = groups_of(self._matrices(), settings.bands)[len(found) :]
+        if left:
+            with LlamaModel(self._base.path) as model:
+                pieces = pieces_of(model, self._task.texts().held, settings.sensed)
+            for group in measure(self._base, inputs, left, pieces, self._task.run("sees what the model suffers")):
+                found.append(group)
+                _keep(file, msgspec.json.encode(found))
         return found
 
     def _matrices(self) -> list[GgufTensor]:
@@ -113,8 +126,16 @@ class Variant:
     def write(self, file: Path, chosen: Allocation, damping: float = DAMPING) -> str:
         """Round to what was ``chosen``; how it was done, as a phrase for the lineage."""
         kinds = {tensor.name: chosen.kinds.get(tensor.name, tensor.type) for tensor in self._kept}
-        rounder = Rounder(self._kept, self._base, kinds, self._task.texts(), self._task.run, damping)
+        threads = self._task.settings.threads
+        rounder = Rounder(self._kept, self._base, kinds, self._task.texts(), self._task.run, damping, threads)
         self._task.told(f"rounds to {chosen.size_bytes / 1e6:.1f} MB")
         write_rounded(file, rounder)
         ways = Counter(rounder.how.values())
         return "types by measured KL; matrices rounded: " + ", ".join(f"{n} {way}" for way, n in sorted(ways.items()))
+
+
+def _keep(file: Path, content: bytes) -> None:
+    part = file.with_suffix(".part")
+    with writing(file, part):
+        part.write_bytes(content)
+        part.replace(file)

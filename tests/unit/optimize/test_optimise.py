@@ -18,9 +18,10 @@ from codriver.optimize.optimise import SENSITIVITY, Optimisation
 from codriver.optimize.requirement import parse_requirements
 from codriver.optimize.rounding import Rounder, Text, write_rounded
 from codriver.optimize.sensitivity import Group, choices
-from codriver.optimize.task import Settings
+from codriver.optimize.task import Settings, begin
 from codriver.optimize.task_sets.asking import ask
 from codriver.optimize.task_sets.questions import Question, TaskSet
+from codriver.optimize.variant import Variant
 
 
 @pytest.fixture
@@ -101,6 +102,38 @@ def test_a_work_folder_is_no_help_to_another_file(
     assert len(list((tmp_path / "out.work").iterdir())) == 2
 
 
+def test_a_look_at_the_model_that_was_interrupted_goes_on(short_model: Path, sentences: str, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def telling(stop_at: int) -> Callable[[str], Callable[[int, int], None]]:
+        def tell(step: str, done: int, of: int) -> None:
+            told.append((step, done, of))
+            if (step, done) == ("sees what the model suffers", stop_at):
+                raise KeyboardInterrupt
+
+        return lambda step: lambda done, of: tell(step, done, of)
+
+    def variant(kinds: tuple[str, ...], stop_at: int = 0) -> Variant:
+        told.clear()
+        sizes = {"windows": 4, "judged": 1, "sensed": 1, "bands": 1}
+        settings = Settings(sentences, sentences, kinds=kinds, threads=1, **sizes)
+        return Variant(begin(short_model, tmp_path, settings, telling(stop_at)), settings.recipe)
+
+    with pytest.raises(KeyboardInterrupt):
+        _ = variant(("Q4_0", "Q8_0"), 3).options
+    assert not [*tmp_path.glob("sensitivity*")], "neither a copy nor a result is left"
+    found = variant(("Q4_0", "Q8_0")).options
+    assert [one for one in told if one[0].startswith("sees")] == [
+        ("sees what the model suffers", done, 5) for done in range(1, 6)
+    ], "three of the eight groups were known"
+    assert not [one for one in told if one[0].startswith("reads")], "and what goes into the matrices"
+    losses = {one.kind: one.loss for one in found["blk.1.ffn_up.weight"]}
+    assert losses["Q4_0"] > losses["Q8_0"] > 0
+    # For other types nothing is read again, and what both may choose costs the same.
+    more = variant(("Q4_0", "Q5_0")).options
+    assert told == [] and more["blk.1.ffn_up.weight"][0] == found["blk.1.ffn_up.weight"][0]
+
+
 def test_a_table_that_nothing_is_multiplied_with_gets_a_type_too(
     short_model: Path, plain_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +144,7 @@ def test_a_table_that_nothing_is_multiplied_with_gets_a_type_too(
     losses = {one.kind: one.loss for one in found[name]}
     assert losses["Q4_0"] > losses["Q8_0"] > losses["Q4_1"] == 0, "the source has it as Q4_1"
     rounder = Rounder(*files, {name: "Q8_0"}, Text("", "", 0, 0), lambda step: Run())
-    monkeypatch.setattr("codriver.optimize.rounding.read_inputs", lambda *_: Inputs())
+    monkeypatch.setattr("codriver.optimize.rounding.read_moments", lambda *_: Inputs())
     assert len(rounder.data(name)) == 576 * 192 * 34 // 32
     assert rounder.how == {name: "nearest"}
 

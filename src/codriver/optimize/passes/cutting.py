@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from codriver.core.gguf import GgufTensor
 
-from ..calibrate import MomentsAhead, Read
+from ..calibrate import MomentsAhead, Read, moment_bytes
 from ..ggml import Bytes, Floats, quantise
 from ..gguf_file import Changes, GgufFile, rewrite
 
@@ -59,7 +59,8 @@ class Choice:
 
     def __init__(self, file: GgufFile, outputs: Sequence[str], sizes: tuple[int, int], read: Read) -> None:
         self._file, (self._parts, self._left) = file, sizes
-        self._ahead = MomentsAhead({name: file[name].shape[0] for name in outputs}, read)
+        widths = {name: file[name].shape[0] for name in outputs}
+        self._ahead = MomentsAhead({name: moment_bytes(width, width) for name, width in widths.items()}, read)
         self._kept: dict[str, Places] = {}
 
     def columns(self, output: str, run: int) -> Places:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from codriver.core.config import setting
 from codriver.core.errors import BadConfigValue
 
-from ..calibrate import Inputs, MomentsAhead, read_inputs
+from ..calibrate import Inputs, MomentsAhead, moment_bytes, read_inputs
 from ..decoder import block_of
 from ..ggml import Bytes, Floats, quantise
 from ..gguf_file import Changes, GgufFile, rewrite
@@ -148,7 +148,7 @@ class _Thinning:
 
     def __init__(self, how: Sparsify, pattern: Pattern, source: Path, shop: Workshop, widths: dict[str, int]) -> None:
         self._how, self._pattern, self._source, self._shop = how, pattern, source, shop
-        self._ahead = MomentsAhead(widths, self._read)
+        self._ahead = MomentsAhead({name: moment_bytes(width, width) for name, width in widths.items()}, self._read)
         self._inputs = self._read(frozenset()) if how.method == "wanda" else Inputs()
 
     def _read(self, names: frozenset[str]) -> Inputs:
