@@ -29,6 +29,7 @@ from .step_loop import StepLoop
 from .stepped import Stepped, SteppedConfig, refuse_each, refused_by_all, wanted_schema
 
 SETTINGS, TOKENIZER = "genai_config.json", "tokenizer.json"
+_SPIN_US = "500"
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ class OnnxGenai(Stepped):
             raise RuntimeError(f"{TOKENIZER}: {error}") from error
         config = onnxruntime_genai.Config(str(folder))
         threads = self._config.threads or len(os.sched_getaffinity(0))
-        # Threads that spin while they wait take the cores from everything else in the car.
-        session = {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": "0"}
+        # Threads that spin on and on take the cores from everything else in the car; such as sleep between any two of a
+        # step's thousand operations take a third of the tokens a second, also beside a busy process.
+        session = {"intra_op_num_threads": threads, "session.intra_op.spin_duration_us": _SPIN_US}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self._model = onnxruntime_genai.Model(config)
         self._templates = onnxruntime_genai.Tokenizer(self._model)

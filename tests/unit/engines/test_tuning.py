@@ -94,7 +94,7 @@ async def test_a_reference_that_fails_ends_it(tmp_path: Path) -> None:
 async def test_an_answer_of_nothing_took_its_time_too() -> None:
     """A first token may be the end: no time at all would pull the median down."""
     took = await done(Null(NullConfig(text="")), ReadTask(10, 1))
-    assert took.seconds > 0 and took.tokens == 10
+    assert took.seconds > 0
 
 
 async def test_a_process_that_ends_is_told() -> None:
