@@ -57,7 +57,7 @@ def test_mmlu_is_read_with_letters_and_with_numbers(mmlu: Path) -> None:
     }
     assert found.examples["sums"][0].choices == ("0", "1", "2", "3")
     assert found.chance == 0.25
-    with pytest.raises(BadConfigValue, match=r"'mmlu' has 1 examples on 'sums', not 5"):
+    with pytest.raises(BadConfigValue, match=r"'mmlu' has 2 examples on 'road signs', not 5"):
         read_task_set("mmlu", mmlu, ALL)
 
 

@@ -76,7 +76,7 @@ def drawn(name: str, questions: Sequence[Question], given: Mapping[str, Sequence
         examples = {"": tuple(first)}
     if not ordered:
         raise BadConfigValue(f"The task set '{name}' has no question to ask besides its examples.", param="tasks")
-    for subject in {one.subject for one in ordered}:
+    for subject in sorted({one.subject for one in ordered}):
         found = len(examples.get(subject, examples.get("", ())))
         if found < shots:
             of = f" on '{subject}'" if subject else ""
