@@ -9,6 +9,7 @@ is not known is refused, never skipped; sizes are worked out before memory is ta
 
 from __future__ import annotations
 
+import math
 import pickletools
 import struct
 import zipfile
@@ -95,9 +96,13 @@ def _read(archive: zipfile.ZipFile, file: Path) -> dict[str, Array]:
     order = members.get("byteorder")
     if order is not None and (order.file_size > 16 or archive.read(order) != b"little"):
         raise BadModelFile(f"The checkpoint {file} is not in little-endian order.")
-    machine = _Machine(file)
     tensors: dict[str, Array] = {}
-    for name, tensor in machine.table(archive.read(told)).items():
+    table = _Machine(file).table(archive.read(told))
+    # Many tensors may share one storage, and each is a copy of its own.
+    sizes = [one.count * np.dtype(one.storage.kind).itemsize for one in table.values() if isinstance(one, _Tensor)]
+    if sum(sizes) > _LARGEST_FILE_BYTES:
+        raise BadModelFile(f"The tensors of {file} take more than the {_LARGEST_FILE_BYTES:,} bytes that are read.")
+    for name, tensor in table.items():
         if not isinstance(name, str) or not isinstance(tensor, _Tensor):
             raise BadModelFile(
                 f"{file} is no state dict: a table of tensors is expected, and {str(name)[:80]} is none."
@@ -120,6 +125,10 @@ class _Tensor:
     offset: int
     shape: tuple[int, ...]
     steps: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
 
 
 class _Machine:
@@ -224,9 +233,7 @@ class _Machine:
             raise ValueError("it describes no tensor")
         if len(shape) != len(steps) or len(shape) > _MOST_DIMENSIONS:
             raise ValueError(f"a tensor of {len(shape)} dimensions with {len(steps)} steps")
-        count = 1
-        for side in shape:
-            count *= side
+        count = math.prod(shape)
         last = offset + sum((side - 1) * step for side, step in zip(shape, steps, strict=True))
         if count * 8 > _LARGEST_TENSOR_BYTES or (count and last >= storage.count):
             raise ValueError(f"a tensor of shape {shape} lies beyond its {storage.count:,} values")

@@ -112,6 +112,14 @@ def test_what_is_no_table_of_tensors_is_refused_by_name(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "net.pth")
 
 
+def test_few_numbers_cannot_fill_the_memory(tmp_path: Path) -> None:
+    """Each tensor is within bounds, and all of one storage: a hundred of them would take 25 GB."""
+    table = {f"w{at}": _Tensor(_Storage("FloatStorage", "7", 1), 0, (8000, 8000), (0, 0)) for at in range(100)}
+    file = checkpoint(tmp_path / "net.pth", table, {"7": bytes(4)})
+    with pytest.raises(BadModelFile, match=r"The tensors of .*net\.pth take more than the 1,073,741,824 bytes"):
+        read_checkpoint(file)
+
+
 def test_a_hurt_checkpoint_is_read_or_refused_and_never_more(tmp_path: Path) -> None:
     storage = _Storage("FloatStorage", "7", 12)
     table = {f"t{at}": _Tensor(storage, 0, (3, 4), (4, 1)) for at in range(5)}
