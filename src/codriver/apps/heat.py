@@ -90,7 +90,8 @@ class Governor:
             self.engine.rest(f"it rests while the computer is {held}")
             return
         wanted = self._wanted(action)
-        if wanted not in (self._loaded, self._failed):
+        # While the one before still ends its answers the next look swaps: waiting here would miss a harder row.
+        if wanted not in (self._loaded, self._failed) and self.engine.settled:
             await self._swap(wanted)
         self.engine.work(f"the computer is {held}: {self._limited()}" if self.at else "")
 

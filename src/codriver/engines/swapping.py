@@ -55,6 +55,11 @@ class SwappingEngine:
     def card(self) -> EngineCard:
         return self._place.engine.card
 
+    @property
+    def settled(self) -> bool:
+        """Whether the engine before has ended its last answer: until then a swap waits for it."""
+        return self._leaving is None or self._old.empty.is_set()
+
     async def swap(self, load: Callable[[], Awaitable[Engine]]) -> None:
         """Put what ``load`` gives in place; return when new requests go to it. Errors: those of ``load``; the engine in
         place stays then.

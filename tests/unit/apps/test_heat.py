@@ -20,7 +20,9 @@ from codriver.apps.settings import HeatConfig, OnBoard
 from codriver.catalogue import CatalogueConfig
 from codriver.core.cadence import Cadence
 from codriver.core.clock import ManualClock
+from codriver.core.deadline import Deadline
 from codriver.core.errors import BadConfigValue, MissingFile, UnknownEntry
+from codriver.core.messages import parse_chat
 from codriver.engines.null import Null, NullConfig
 from codriver.engines.swapping import SwappingEngine
 from codriver.observe.metrics import Metrics
@@ -149,6 +151,28 @@ async def test_a_model_that_does_not_load_leaves_the_one_in_place_and_is_not_tri
     assert tried == [str(smaller)] and rules.engine.health().state == "ready"
     assert rules.engine.health().reason == "the computer is hot (76 °C): all is as it was"
     assert [getattr(record, "reason", "") for record in caplog.records] == ["There is no model file small.gguf."]
+    await rules.engine.aclose()
+
+
+async def test_a_long_answer_does_not_keep_it_from_resting(sensor: Path, profile: Path, smaller: Path) -> None:
+    """The engine before is still writing when the next row wants another one."""
+    rules = await made(config(sensor, profile, smaller=str(smaller)))
+
+    async def load(wanted: OnBoard) -> Null:
+        return Null(NullConfig(id="vehicle"))
+
+    rules.load = load
+    body = b'{"messages": [{"role": "user", "content": "Hello"}], "stream": true}'
+    answer = aiter(rules.engine.generate(parse_chat(body), Deadline.never()))
+    await anext(answer)
+    for thousandths, row, state in ((76_000, 2, "ready"), (71_000, 1, "ready"), (85_000, 3, "down")):
+        sensor.write_text(f"{thousandths}")
+        await asyncio.wait_for(rules.step(), 5)
+        assert (rules.at, rules.engine.health().state) == (row, state)
+    assert [chunk async for chunk in answer], "the answer goes on to its end"
+    sensor.write_text("50000")
+    await rules.step()
+    assert rules.engine.health().reason == "", "and then all is as it was"
     await rules.engine.aclose()
 
 
