@@ -24,8 +24,8 @@ T = TypeVar("T")
 ENV_PREFIX = "CODRIVER_"
 # Variables with the prefix that are no settings: each is read, and explained, where it is used.
 _OTHER_VARIABLES = {
-    "CODRIVER_API_KEY", "CODRIVER_DATA", "CODRIVER_HOME", "CODRIVER_RIVALS", "CODRIVER_TEST_DATA",
-    "CODRIVER_TEST_MODELS",
+    "CODRIVER_API_KEY", "CODRIVER_DATA", "CODRIVER_HOME", "CODRIVER_QUANTISE", "CODRIVER_RIVALS",
+    "CODRIVER_TEST_DATA", "CODRIVER_TEST_MODELS",
 }  # fmt: skip
 _SERVICE = re.compile(r"CODRIVER(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP)(_\w+)?)")
 _SERVICE_URLS = ("tcp://", "udp://")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from codriver.core import config
 from codriver.core.config import describe, load, setting
 from codriver.core.errors import BadConfigValue, MissingFile, UnknownConfigKey
 
@@ -141,3 +143,15 @@ def test_every_setting_describes_itself() -> None:
     assert told["engine.threads"].env == "CODRIVER_ENGINE_THREADS"
     assert told["link.patience_s"].default == 0.5
     assert all(each.sentence.endswith(".") for each in told.values())
+
+
+def test_every_variable_that_the_code_asks_for_may_be_set() -> None:
+    """One that is not known ends every command with an error."""
+    source = Path(config.__file__).parents[1]
+    asked = {
+        name
+        for file in source.rglob("*.py")
+        for name in re.findall(r'environ(?:\.get\(|\[)"(CODRIVER_\w+)"', file.read_text(encoding="utf-8"))
+    }
+    assert "CODRIVER_RIVALS" in asked
+    assert asked <= config._OTHER_VARIABLES
