@@ -73,7 +73,7 @@ class Reading:
 
     def refuse(self) -> None:
         """Errors: :class:`BadConfigValue`."""
-        Cache(self.keys, self.values).refuse()
+        Cache(self.keys, self.values, fused=not self.attended).refuse()
         if self.cells and self.cells < self.sinks + 2 * STEP:
             raise BadConfigValue(
                 f"{self.cells} cells are too few: {self.sinks} hold the first tokens, and {2 * STEP} more are needed.",

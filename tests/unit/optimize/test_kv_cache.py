@@ -118,6 +118,12 @@ def test_a_text_goes_on_behind_what_is_held_of_a_prompt(short_model: Path, sente
     assert far[0] < 0.05 and far[0] < far[1]
 
 
+def test_a_choice_by_attention_needs_values_in_16_bits() -> None:
+    with pytest.raises(BadConfigValue, match="Values of Q8_0 need attention in one step"):
+        Reading("Q8_0", "Q8_0", 512, attended=True).refuse()
+    Reading("Q8_0", "F16", 512, attended=True).refuse()
+
+
 def test_the_tokens_that_a_prompt_looks_at_most_are_held(short_model: Path, sentences: str) -> None:
     with LlamaModel(short_model) as model:
         prompt = model.tokens(sentences)[:320]
