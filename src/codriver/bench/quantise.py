@@ -14,9 +14,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,9 +49,10 @@ STOCK = {
     "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "Q2_K_S": 21, "IQ3_XS": 22,
     "IQ3_XXS": 23, "IQ4_NL": 25, "IQ3_S": 26, "IQ3_M": 27, "IQ2_S": 28, "IQ2_M": 29, "IQ4_XS": 30,
 }  # fmt: skip
-AUTOROUND = ("q4_k_m", "q3_k_m", "q2_k_s")
+# Its iterations by scheme, as it recommends them: 0 (its own optimised rounding to the nearest, with an imatrix of its
+# own) for all bits but 3, and there as many as it does by itself. Its ``enable_alg_ext`` is not used.
+AUTOROUND = {"q4_k_m": 0, "q3_k_m": 200, "q2_k_s": 0}
 _AUTOROUND = Toolkit("auto-round", ("auto-round==0.16.1", "torch==2.13.0", "gguf==0.19.0"))
-_ITERATIONS = 0  # what it recommends for GGUF: its own optimised rounding to the nearest, with an imatrix of its own
 _LIBRARIES = "node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"
 MISSING = "not measured: llama.cpp's own quantisation comes from npm, by `make bench`"
 _THREADS = max(1, os.cpu_count() or 1)
@@ -76,13 +77,13 @@ class Sizes:
 class Subject:
     """A model of the catalogue. ``own``: the types that hold the grid of what it comes in. Where those may be chosen,
     its own values come back and nothing is lost; the second system must do without, as it would have to with a source
-    of full precision. ``autoround``: the schemes that AutoRound is asked for.
+    of full precision. ``autoround``: the schemes that AutoRound is asked for, and its iterations.
     """
 
     model: str
     own: tuple[str, ...]
     sizes: Sizes
-    autoround: tuple[str, ...] = ()
+    autoround: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def systems(self) -> dict[str, tuple[str, ...]]:
@@ -150,7 +151,7 @@ class Bench:
         file = self._folder / f"autoround-{scheme}.gguf"
         if not file.exists():
             try:
-                autoround(self._model, file, scheme, self._windows())
+                autoround(self._model, file, (scheme, self._subject.autoround[scheme]), self._windows())
                 self._rows(called, case, file)  # that llama.cpp loads it
             except CodriverError as error:
                 file.unlink(missing_ok=True)
@@ -285,8 +286,9 @@ def stock(reference: Path, target: Path, kind: str, importance: Path) -> Path | 
     return target
 
 
-def autoround(model: Path, target: Path, scheme: str, windows: Ids) -> None:
-    """AutoRound's file, made in an environment of its own, which is made first where it is missing.
+def autoround(model: Path, target: Path, how: tuple[str, int], windows: Ids) -> None:
+    """AutoRound's file, made in an environment of its own, which is made first where it is missing. ``how``: its
+    scheme, and iterations.
 
     Errors: those of ``call``.
     """
@@ -295,7 +297,8 @@ def autoround(model: Path, target: Path, scheme: str, windows: Ids) -> None:
         write_plain(model, plain, _LOG.info)
         np.save(ids, windows)
         script = Path(__file__).with_name("quantise_autoround.py")
-        call(_AUTOROUND, script, [str(plain), str(part), f"gguf:{scheme}", str(ids), str(_ITERATIONS)], _LOG.info)
+        scheme, iterations = how
+        call(_AUTOROUND, script, [str(plain), str(part), f"gguf:{scheme}", str(ids), str(iterations)], _LOG.info)
         part.replace(target)
 
 
