@@ -14,7 +14,7 @@ from codriver.core.errors import BadConfigValue, BadModelFile, DiskFull
 from codriver.optimize.formats import hf_folder, onnx_decoder
 from codriver.optimize.formats.export import export
 from codriver.optimize.formats.gguf_writer import Planned, write_gguf
-from codriver.optimize.formats.onnx_weights import copied, joined, rounded
+from codriver.optimize.formats.onnx_weights import copied, joined, rounded, rounded_rows, turned
 from codriver.optimize.formats.safetensors_file import read_entries
 from codriver.optimize.gguf_file import GgufFile
 from codriver.optimize.llama_runtime import LlamaModel
@@ -89,6 +89,27 @@ def test_the_graph_predicts_what_llama_cpp_does(
     assert max(far) < most
     # Random weights predict no token of their own accord: the positions must differ for this to mean anything.
     assert float((np.exp(right[5]) * (right[5] - right[19])).sum()) > 0.5
+
+
+def test_inputs_are_turned_before_they_are_rounded(tmp_path: Path) -> None:
+    """Else a column that stands out takes all of a token's steps; random weights have none, and would not show it."""
+    onnx = pytest.importorskip("onnx", reason="needs the extra: pip install 'codriver[onnx]'")
+    folder = write(write_tiny(tmp_path / "tiny.gguf", "llama", "Q4_0"), "onnx-genai-w8a8", tmp_path / "out")
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    rounded_inputs = [node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert len(rounded_inputs) == 2 * 4 and all(name.endswith(".turned") for name in rounded_inputs)
+    standing = np.random.default_rng(0).standard_normal((8, 128)).astype(np.float32)
+    standing[:, 5] *= 100
+
+    def lost(values: Any) -> float:
+        codes, scales = rounded_rows(values)
+        return float(np.square((codes.astype(np.float32) - 128) * scales[:, None] - values).mean())
+
+    assert lost(turned(standing)) < lost(standing) / 10
+    other = np.random.default_rng(1).standard_normal((4, 128)).astype(np.float32)
+    assert np.allclose(turned(standing) @ turned(other).T, standing @ other.T, rtol=1e-3, atol=1e-3), (
+        "no product changes"
+    )
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q8_0"])

@@ -127,7 +127,7 @@ def turned(weights: Floats) -> Floats:
 
 
 def turn(size: int) -> Floats:
-    """A Hadamard matrix of a power of two, scaled to turn and not to stretch; its own transpose and inverse."""
+    """A Hadamard matrix of a power of two, scaled to turn and not to stretch: its transpose is its inverse."""
     signs = hadamard(size)
     assert signs is not None  # there is one of every power of two
     found: Floats = (signs / np.sqrt(size)).astype(np.float32)
